@@ -1,0 +1,483 @@
+"""The photo protocol: protect full photos, save them as JPEG, read them back, find and align the faces afresh, score.
+
+Every figure comes from a decoded file on disk. A face that is not found again counts against the mask: neither
+impersonation nor dodging nor re-verification succeeded. Beside each protected rate stands the clean one, measured on
+the unprotected photo saved through the same JPEG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from emask.bench.metrics import accepted, psnr, rate, rejected, ssim
+from emask.engine import to_network
+from emask.errors import UsageError
+from emask.face.align import CROP, INNER, MARGIN, Similarity, align, estimate, paste_change
+from emask.face.detect import Detector, Face
+from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, true_accept_rate
+
+# (crops (B, 3, 128, 128) float32 in [-1, 1], target embeddings (B, D)) -> change (B, 3, 128, 128)
+Protect = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# crops (B, 3, 128, 128) -> change (B, 3, 128, 128)
+Erase = Callable[[np.ndarray], np.ndarray]
+# inner squares (B, 3, 112, 112) float32 in [-1, 1] -> (B, D): what the generator wants to know of a target
+Embed = Callable[[np.ndarray], np.ndarray]
+Progress = Callable[[str, int, int], None]
+
+FARS = FALSE_ACCEPT_RATES
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is measured: a way to protect, a way to erase, and the embedding it takes targets by.
+
+    `erase` may be None; erasing is then not measured.
+    """
+
+    protect: Protect
+    erase: Erase | None
+    embed: Embed
+
+
+@dataclass(frozen=True)
+class Located:
+    """A photo and its main face.
+
+    Attributes:
+        name: how the photo is called in the report.
+        pixels: (H, W, 3) uint8 RGB.
+        transform: from photo to crop.
+        crop: (128, 128, 3) uint8 RGB.
+    """
+
+    name: str
+    pixels: np.ndarray
+    transform: Similarity
+    crop: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photo's owner: the photo to protect and another photo of the same person."""
+
+    person: str
+    photo: Located
+    other: Located
+
+
+@dataclass(frozen=True)
+class Target:
+    """A person to be seen instead: the photo given to the generator, and another photo where there is one."""
+
+    name: str
+    given: Located
+    other: Located | None = None
+
+
+@dataclass
+class Selection:
+    """What a run works on: sources, unseen targets, and the crops that thresholds are calibrated on."""
+
+    sources: list[Source]
+    unseen: list[Target]
+    calibration_crops: np.ndarray
+    calibration_people: np.ndarray
+    skipped: list[str] = field(default_factory=list)
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, orientation applied."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def main_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face | None:
+    """The face nearest to the middle, larger ones preferred: in a person's folder that is the person."""
+    if not faces:
+        return None
+    middle = np.array([shape[1] / 2, shape[0] / 2])
+    return min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
+
+
+def locate(
+    names: Sequence[str], photos: Sequence[np.ndarray], detector: Detector, tick: Callable[[int], None] | None = None
+) -> list[Located | None]:
+    """Find and align the main face of each photo; None where there is none."""
+    result: list[Located | None] = []
+    step = 64
+    for start in range(0, len(photos), step):
+        chunk = photos[start : start + step]
+        for name, pixels, faces in zip(names[start : start + step], chunk, detector.detect(chunk), strict=True):
+            face = main_face(faces, pixels.shape)
+            if face is None:
+                result.append(None)
+                continue
+            transform = estimate(face.points)
+            result.append(Located(name, pixels, transform, align(pixels, transform)))
+        if tick:
+            tick(min(start + step, len(photos)))
+    return result
+
+
+def select(
+    data: Path, faces: int, unseen_targets: int, seed: int, detector: Detector, progress: Progress | None = None
+) -> Selection:
+    """Choose sources and unseen targets among the people kept out of all training, one photo pair a person.
+
+    Args:
+        data: folder of photos with `lfw_pairs.txt`, whose last folds name the people kept out.
+        faces: sources wanted; fewer are taken when there are fewer people with two photos.
+        unseen_targets: people who serve as targets only.
+        seed: decides who is taken.
+
+    Raises:
+        UsageError: when fewer than one source remains.
+    """
+    from emask.train.data import find_photos, split
+
+    photos = find_photos(data)
+    people, test = split(data, photos)
+    kept = [(photo, person) for photo, person, held_out in zip(photos, people, test, strict=True) if held_out]
+    names = [photo.relative_to(data).as_posix() for photo, _ in kept]
+    tick = (
+        (lambda done: progress("finding the faces of people kept out of training", done, len(kept)))
+        if progress
+        else None
+    )
+    located = locate(names, [read_photo(photo) for photo, _ in kept], detector, tick)
+    by_person: dict[str, list[Located]] = {}
+    crops, owners = [], []
+    for (_, person), found in zip(kept, located, strict=True):
+        if found is not None:
+            by_person.setdefault(person, []).append(found)
+            crops.append(found.crop)
+            owners.append(person)
+    pairs = sorted(person for person, own in by_person.items() if len(own) >= 2)
+    order = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
+    if len(order) <= unseen_targets:
+        raise UsageError(
+            f"{data}: {len(order)} people kept out of training have two photos; {unseen_targets} targets leave none",
+            "the folder must hold lfw_pairs.txt and the photos of its last two folds",
+        )
+    targets = [Target(p, by_person[p][0], by_person[p][1]) for p in order[:unseen_targets]]
+    sources = [Source(p, by_person[p][0], by_person[p][1]) for p in order[unseen_targets : unseen_targets + faces]]
+    return Selection(
+        sources,
+        targets,
+        np.stack(crops),
+        np.unique(owners, return_inverse=True)[1],
+        [name for name, found in zip(names, located, strict=True) if found is None],
+    )
+
+
+def inner_square(crops: np.ndarray) -> np.ndarray:
+    """The (B, 3, 112, 112) middle of (B, 3, 128, 128) crops."""
+    return crops[:, :, MARGIN : MARGIN + INNER, MARGIN : MARGIN + INNER]
+
+
+def paste(photo: Located, change: np.ndarray) -> np.ndarray:
+    """Add a change (3, 128, 128), in units of [-1, 1] pixels, to the photo: (H, W, 3) uint8."""
+    return paste_change(photo.pixels, change.transpose(1, 2, 0) * 127.5, photo.transform)
+
+
+def through_disk(pictures: Sequence[np.ndarray], folder: Path, quality: int) -> list[np.ndarray]:
+    """Save each picture as JPEG (4:2:0) and decode the files again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoded = []
+    for index, picture in enumerate(pictures):
+        path = folder / f"{index:05d}.jpg"
+        Image.fromarray(picture).save(path, quality=quality)
+        decoded.append(read_photo(path))
+    return decoded
+
+
+def face_region(photo: Located) -> tuple[slice, slice]:
+    """The part of the photo that the crop's corners span, as (rows, columns)."""
+    last = CROP - 1.0
+    corners = photo.transform.inverse().apply(np.array([[0, 0], [last, 0], [0, last], [last, last]]))
+    height, width = photo.pixels.shape[:2]
+    left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
+
+
+def embed_located(recognizer: Recognizer, located: Sequence[Located | None]) -> np.ndarray:
+    """(N, D) embeddings; a row of nan where no face was found."""
+    found = [i for i, photo in enumerate(located) if photo is not None]
+    if not found:
+        return np.full((len(located), 1), np.nan)
+    embeddings = recognizer.embed(np.stack([photo.crop for photo in located if photo is not None]))
+    result = np.full((len(located), embeddings.shape[1]), np.nan)
+    result[found] = embeddings
+    return result
+
+
+def _quality(originals: Sequence[Located], pictures: Sequence[np.ndarray], with_ssim: bool = True) -> dict[str, Any]:
+    decibels, structure = [], []
+    for photo, picture in zip(originals, pictures, strict=True):
+        region = face_region(photo)
+        decibels.append(psnr(photo.pixels[region], picture[region]))
+        if with_ssim:
+            structure.append(ssim(photo.pixels[region], picture[region]))
+    result: dict[str, Any] = {
+        "psnr_mean": round(float(np.mean(decibels)), 2), "psnr_min": round(float(np.min(decibels)), 2),
+    }  # fmt: skip
+    if with_ssim and not np.isnan(structure).any():
+        result["ssim_mean"] = round(float(np.mean(structure)), 4)
+    return result
+
+
+Rates = dict[str, Any]
+
+
+def score_protection(
+    thresholds: dict[str, float],
+    protected: np.ndarray,
+    clean: np.ndarray,
+    original: np.ndarray,
+    other: np.ndarray,
+    target_given: np.ndarray,
+    target_other: np.ndarray | None,
+) -> dict[str, Rates]:
+    """Impersonation and dodging of one recognizer, the clean rate beside each.
+
+    Args:
+        thresholds: by false accept rate.
+        protected, clean: (N, D) embeddings of the saved protected and the saved unprotected photos; nan = no face.
+        original: (N, D) of the source photos themselves ("same photo").
+        other: (N, D) of another photo of each source.
+        target_given, target_other: (N, D) or (1, D) of the target's photo given to the generator, and of another one.
+
+    Returns:
+        name of the figure -> false accept rate -> rate; names ending in "_clean" are the clean photos'.
+    """
+    result: dict[str, Rates] = {}
+
+    def enter(name: str, test: Callable[[np.ndarray, np.ndarray, float], np.ndarray], against: np.ndarray) -> None:
+        result[name] = {key: rate(test(protected, against, t)).to_json() for key, t in thresholds.items()}
+        result[name + "_clean"] = {key: rate(test(clean, against, t)).to_json() for key, t in thresholds.items()}
+
+    enter("impersonation_given", accepted, target_given)
+    if target_other is not None:
+        enter("impersonation_other", accepted, target_other)
+    enter("dodging_other", rejected, other)
+    enter("dodging_same", rejected, original)
+    return result
+
+
+def score_erasing(
+    thresholds: dict[str, float],
+    restored: np.ndarray,
+    protected: np.ndarray,
+    clean: np.ndarray,
+    original: np.ndarray,
+    other: np.ndarray,
+    target_given: np.ndarray,
+) -> dict[str, Rates]:
+    """Re-verification of restored photos and the paper's erasure rate of one recognizer; arguments as above.
+
+    "reverified_other" is the share of restored photos accepted as the owner by another photo of theirs, beside it
+    the protected and the clean photos' shares; "erased" the share not accepted as the target.
+    """
+    result: dict[str, Rates] = {}
+    for name, against in (("reverified_other", other), ("reverified_same", original)):
+        for suffix, embeddings in (("", restored), ("_protected", protected), ("_clean", clean)):
+            result[name + suffix] = {k: rate(accepted(embeddings, against, t)).to_json() for k, t in thresholds.items()}
+    for suffix, embeddings in (("", restored), ("_protected", protected), ("_clean", clean)):
+        result["erased" + suffix] = {
+            k: rate(rejected(embeddings, target_given, t)).to_json() for k, t in thresholds.items()
+        }
+    return result
+
+
+def run(
+    method: Method,
+    selection: Selection,
+    builtin: Sequence[Target],
+    recognizers: Sequence[Recognizer],
+    folder: Path,
+    detector: Detector,
+    quality: int = 90,
+    default_target: str | None = None,
+    fars: Sequence[float] = FARS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure one method.
+
+    Args:
+        method: what is measured.
+        selection: sources, unseen targets, calibration crops.
+        builtin: targets that every source is protected with.
+        recognizers: the judges; none of them may have been used in training.
+        folder: where the JPEG files go; they are left there.
+        detector: finds the faces in the saved files.
+        quality: JPEG quality.
+        default_target: the built-in target that erasing is measured for; the first one by default.
+        fars: false accept rates.
+        progress: called with (what, done, all).
+
+    Returns:
+        A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing", "summary".
+
+    Raises:
+        UsageError: when there are too few pairs of different people to calibrate on.
+    """
+    sources = selection.sources
+    originals = [s.photo for s in sources]
+    units = to_network(np.stack([p.crop for p in originals]))
+    target_embedding = {
+        t.name: method.embed(inner_square(to_network(t.given.crop[None])))[0] for t in [*builtin, *selection.unseen]
+    }
+    default_target = default_target or (builtin[0].name if builtin else None)
+
+    thresholds: dict[str, dict[str, float]] = {}
+    accept: dict[str, dict[str, float]] = {}
+    fixed: dict[str, dict[str, np.ndarray]] = {}
+    clean_files = through_disk([p.pixels for p in originals], folder / "clean", quality)
+    clean_found = locate([p.name for p in originals], clean_files, detector)
+    for number, recognizer in enumerate(recognizers):
+        if progress:
+            progress("calibrating recognizers", number, len(recognizers))
+        embeddings = recognizer.embed(selection.calibration_crops)
+        try:
+            thresholds[recognizer.name] = calibrate(embeddings, selection.calibration_people, fars)
+        except ValueError as error:
+            raise UsageError(str(error), "the folder must hold more people that are kept out of training") from error
+        accept[recognizer.name] = {
+            key: true_accept_rate(embeddings, selection.calibration_people, value)
+            for key, value in thresholds[recognizer.name].items()
+        }
+        fixed[recognizer.name] = {
+            "clean": embed_located(recognizer, clean_found),
+            "original": embed_located(recognizer, originals),
+            "other": embed_located(recognizer, [s.other for s in sources]),
+        }
+
+    def against(recognizer: Recognizer, photos: Sequence[Located]) -> np.ndarray:
+        """(N, D) of the target of each source; one embedding for each distinct photo."""
+        distinct = list({id(p): p for p in photos}.values())
+        embeddings = embed_located(recognizer, distinct)
+        row = {id(p): i for i, p in enumerate(distinct)}
+        return np.asarray(embeddings[[row[id(p)] for p in photos]])
+
+    def measure(label: str, assigned: list[Target], erase: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        change = method.protect(units, np.stack([target_embedding[t.name] for t in assigned]))
+        pasted = [paste(p, c) for p, c in zip(originals, change, strict=True)]
+        files = through_disk(pasted, folder / label / "protected", quality)
+        found = locate([p.name for p in originals], files, detector)
+        with_other = all(t.other is not None for t in assigned)
+        embedded = {r.name: embed_located(r, found) for r in recognizers}
+        given = {r.name: against(r, [t.given for t in assigned]) for r in recognizers}
+        protection: dict[str, Any] = {
+            "not_found": sum(f is None for f in found),
+            "before_jpeg": _quality(originals, pasted),
+            "after_jpeg": _quality(originals, files),
+            "recognizers": {},
+        }
+        for r in recognizers:
+            target_other = against(r, [t.other for t in assigned if t.other is not None]) if with_other else None
+            protection["recognizers"][r.name] = score_protection(
+                thresholds[r.name],
+                embedded[r.name],
+                **fixed[r.name],
+                target_given=given[r.name],
+                target_other=target_other,
+            )
+        if not erase or method.erase is None:
+            return protection, None
+        restored = list(files)
+        ready = [(i, f) for i, f in enumerate(found) if f is not None]
+        if ready:
+            back = method.erase(to_network(np.stack([f.crop for _, f in ready])))
+            for (index, photo), delta in zip(ready, back, strict=True):
+                restored[index] = paste(photo, delta)
+        restored_files = through_disk(restored, folder / label / "restored", quality)
+        restored_found = locate([p.name for p in originals], restored_files, detector)
+        erasing: dict[str, Any] = {
+            "not_found": sum(f is None for f in restored_found),
+            "protected": protection["after_jpeg"],
+            "restored": _quality(originals, restored_files),
+            "recognizers": {
+                r.name: score_erasing(
+                    thresholds[r.name], embed_located(r, restored_found), embedded[r.name], **fixed[r.name],
+                    target_given=given[r.name],
+                )
+                for r in recognizers
+            },
+        }  # fmt: skip
+        return protection, erasing
+
+    erasing: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
+    for number, target in enumerate(builtin):
+        if progress:
+            progress("protecting with built-in targets", number, len(builtin))
+        is_default = target.name == default_target
+        targets[target.name], erased = measure(target.name, [target] * len(sources), is_default)
+        if erased is not None:
+            erasing["default target"] = erased
+    unseen: dict[str, Any] | None = None
+    if selection.unseen:
+        if progress:
+            progress("protecting with unseen targets", 0, 1)
+        assigned = [selection.unseen[i % len(selection.unseen)] for i in range(len(sources))]
+        unseen, erased = measure("unseen", assigned, True)
+        if erased is not None:
+            erasing["unseen targets"] = erased
+    impostors = _impostor_pairs(selection.calibration_people)
+    return {
+        "faces": len(sources),
+        "photos": [{"source": s.photo.name, "other": s.other.name} for s in sources],
+        "unseen_targets": [
+            {"name": t.name, "given": t.given.name, "other": t.other.name if t.other else None}
+            for t in selection.unseen
+        ],
+        "calibration": {
+            "photos": len(selection.calibration_people),
+            "people": int(len(np.unique(selection.calibration_people))),
+            "impostor_pairs": impostors,
+            "photos_without_face": len(selection.skipped),
+        },
+        "thresholds": {n: {k: round(v, 4) for k, v in t.items()} for n, t in thresholds.items()},
+        "true_accept": {n: {k: round(v, 4) for k, v in t.items()} for n, t in accept.items()},
+        "clean": {
+            "not_found": sum(f is None for f in clean_found),
+            "after_jpeg": _quality(originals, clean_files),
+        },
+        "default_target": default_target,
+        "targets": targets,
+        "unseen": unseen,
+        "erasing": erasing,
+        "summary": summarize(targets, [r.name for r in recognizers], [rate_key(f) for f in fars]),
+    }
+
+
+def _impostor_pairs(people: np.ndarray) -> int:
+    n = len(people)
+    own = np.unique(people, return_counts=True)[1].astype(np.int64)
+    return int(n * (n - 1) // 2 - (own * (own - 1) // 2).sum())
+
+
+def summarize(targets: dict[str, Any], recognizers: Sequence[str], fars: Sequence[str]) -> dict[str, Any]:
+    """For each rate and recognizer: mean, least and share of built-in targets with at least 90% impersonation."""
+    result: dict[str, Any] = {}
+    for far in fars:
+        row: dict[str, Any] = {}
+        for name in recognizers:
+            values = [t["recognizers"][name]["impersonation_given"][far]["value"] for t in targets.values()]
+            if values:
+                row[name] = {
+                    "mean": round(float(np.mean(values)), 4), "min": min(values), "max": max(values),
+                    "targets_at_90": sum(v >= 0.9 for v in values), "targets": len(values),
+                }  # fmt: skip
+        everyone = [v["mean"] for v in row.values()]
+        if everyone:
+            row["all recognizers"] = {"mean": round(float(np.mean(everyone)), 4)}
+        result[far] = row
+    return result

@@ -1,0 +1,122 @@
+"""A benchmark's JSON document rendered as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _percent(entry: Mapping[str, Any]) -> str:
+    value = entry["value"]
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    if entry["value"] is None:
+        return "-"
+    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+def _lines(header: list[str], rows: list[list[str]]) -> list[str]:
+    result = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
+    return result + ["| " + " | ".join(row) + " |" for row in rows] + [""]
+
+
+def _protection(document: Mapping[str, Any], entry: Mapping[str, Any], figure: str) -> list[str]:
+    rows = []
+    for name, figures in entry["recognizers"].items():
+        if figure not in figures:
+            return []
+        row = [name]
+        for far in document["thresholds"][name]:
+            row += [_interval(figures[figure][far]), _percent(figures[figure + "_clean"][far])]
+        rows.append(row)
+    header = ["recognizer"]
+    for far in next(iter(document["thresholds"].values())):
+        header += [f"FAR {far}", "clean"]
+    return _lines(header, rows)
+
+
+def _quality(entry: Mapping[str, Any]) -> str:
+    text = f"PSNR {entry['psnr_mean']:.1f} dB (least {entry['psnr_min']:.1f})"
+    return text + (f", SSIM {entry['ssim_mean']:.3f}" if "ssim_mean" in entry else "")
+
+
+FIGURES = {
+    "impersonation_other": "Impersonation, against another photo of the target (%)",
+    "impersonation_given": "Impersonation, against the photo given as target (%)",
+    "dodging_other": "Dodging, against another photo of the owner (%)",
+    "dodging_same": "Dodging, against the same photo (%)",
+}
+ERASING = {
+    "reverified_other": "Accepted as the owner by another photo of the owner",
+    "reverified_same": "Accepted as the owner by the original photo",
+    "erased": "Not accepted as the target (the paper's erasure rate)",
+}
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Markdown tables of a document made by `emask.bench.protocol.run`.
+
+    Every rate is in percent, a Wilson 95% interval in brackets; "clean" is the rate of the unprotected photos.
+    """
+    fars = list(next(iter(document["thresholds"].values())))
+    calibration = document["calibration"]
+    lines = ["# Photo protocol", ""]
+    if "settings" in document:
+        s = document["settings"]
+        lines += [
+            f"{document['faces']} photos of people kept out of training, JPEG quality {s['quality']} (4:2:0), strength "
+            f"{s['strength']} (w {s['w']:g}, eps {s['eps']:g}), seed {s['seed']}, {s['engine']}.",
+            "",
+        ]
+    lines += [
+        f"Thresholds: {calibration['impostor_pairs']} impostor pairs of {calibration['photos']} photos of "
+        f"{calibration['people']} people. JPEG alone: {_quality(document['clean']['after_jpeg'])}.",
+        "",
+    ]
+    lines += _lines(
+        ["recognizer", *[f"threshold FAR {f}" for f in fars], *[f"true accepts FAR {f} (%)" for f in fars]],
+        [
+            [n, *[f"{document['thresholds'][n][f]:.3f}" for f in fars],
+             *[f"{100 * document['true_accept'][n][f]:.1f}" for f in fars]]
+            for n in document["thresholds"]
+        ],
+    )  # fmt: skip
+    if document["targets"]:
+        lines += ["## Built-in targets: impersonation over all of them (%)", ""]
+        rows = []
+        for far in fars:
+            summary = document["summary"][far]
+            for name in document["thresholds"]:
+                v = summary[name]
+                rows.append([f"{far}", name, f"{100 * v['mean']:.1f}", f"{100 * v['min']:.1f}", f"{100 * v['max']:.1f}",
+                             f"{v['targets_at_90']} of {v['targets']}"])  # fmt: skip
+        lines += _lines(["FAR", "recognizer", "mean", "least", "most", "targets at 90% or more"], rows)
+    sections = [(f"Built-in target {name}", entry) for name, entry in document["targets"].items()]
+    if document["unseen"]:
+        sections.append((f"{len(document['unseen_targets'])} unseen targets", document["unseen"]))
+    for title, entry in sections:
+        lines += [
+            f"## {title}", "",
+            f"{_quality(entry['after_jpeg'])}; before JPEG {_quality(entry['before_jpeg'])}; "
+            f"faces not found again: {entry['not_found']}.", "",
+        ]  # fmt: skip
+        for figure, heading in FIGURES.items():
+            table = _protection(document, entry, figure)
+            if table:
+                lines += [f"{heading}:", "", *table]
+    for title, entry in document["erasing"].items():
+        lines += [
+            f"## Erasing: {title}", "",
+            f"Protected {_quality(entry['protected'])}; restored {_quality(entry['restored'])}; "
+            f"faces not found again: {entry['not_found']}.", "",
+        ]  # fmt: skip
+        for figure, heading in ERASING.items():
+            rows = []
+            for name, figures in entry["recognizers"].items():
+                for far in fars:
+                    beside = [_percent(figures[figure + suffix][far]) for suffix in ("_protected", "_clean")]
+                    rows.append([name, far, _interval(figures[figure][far]), *beside])
+            lines += [f"{heading} (%):", "", *_lines(["recognizer", "FAR", "restored", "protected", "clean"], rows)]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,101 @@
+"""The `emask` command: its subcommands, and the last stop of every error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from emask import __version__
+from emask.cli import console
+from emask.errors import EmaskError, UsageError
+
+# In the order of the help page. Each module has a function of its name, "models" a Typer app.
+COMMANDS = ("protect", "erase", "verify", "train", "export", "bench", "models")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"emask {__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Put an erasable mask on the faces in photos, and take it off again.
+
+    To people a protected photo shows the same face; to a face recognizer it shows the target. Whoever holds the
+    restorer takes the mask off from the image alone.
+
+    Exit codes: 0 done, 1 some failed, 2 usage, 3 no face found, 5 unusable model file, 130 interrupted.
+    """
+
+
+def build() -> typer.Typer:
+    """The Typer app with all its commands."""
+    app = typer.Typer(
+        name="emask",
+        callback=_root,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name in COMMANDS:
+        if find_spec(f"emask.cli.{name}") is None:  # a slim package may leave out training and benchmarks
+            continue
+        entry = getattr(import_module(f"emask.cli.{name}"), name)
+        if isinstance(entry, typer.Typer):
+            app.add_typer(entry, name=name)
+        else:
+            app.command(name, no_args_is_help=True)(entry)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: without the program's name; `sys.argv[1:]` when omitted.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = build()(args=arguments, prog_name="emask", standalone_mode=False)
+        if code == 130:  # Typer has turned Ctrl-C into an exit
+            console.interrupted()
+        return code if isinstance(code, int) else 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except EmaskError as error:
+        console.report_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.interrupted()
+        return 130
+    except BrokenPipeError:
+        # whoever read the output has gone; what is still buffered must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except typer.Abort:
+        console.interrupted()
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what tells Typer's errors of usage from a bug, in all its versions
+            raise
+        context = getattr(error, "ctx", None)
+        if error.format_message():  # empty when the help page was shown instead
+            console.report_error(UsageError(error.format_message(), f"see {_command_path(context)} --help"))
+        return int(getattr(error, "exit_code", 2))
+
+
+def _command_path(context: typer.Context | None) -> str:
+    return context.command_path if context is not None else "emask"

@@ -1,0 +1,159 @@
+"""`emask bench`: measure the shipped or given models by the photo protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emask.errors import EmaskError, UsageError
+
+# Recognizers that judge by default: the fold no surrogate comes from.
+BLACK_BOX_FOLD = "B"
+
+
+def bench(
+    data: Annotated[Path, typer.Option(help="Folder of photos with lfw_pairs.txt; people of its last folds are used.")],
+    recognizers: Annotated[Path, typer.Option(help="Folder of recognizers with recognizers.json.")],
+    black_box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A recognizer to judge with; repeatable. [default: those of fold B]"),
+    ] = None,
+    faces: Annotated[int, typer.Option(min=1, help="Photos to protect, one a person.")] = 200,
+    unseen_targets: Annotated[int, typer.Option(min=0, help="People used as targets that no training saw.")] = 8,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A built-in target; repeatable. [default: all]")
+    ] = None,
+    target_others: Annotated[
+        Path | None, typer.Option(help="Folder with another photo NAME.jpg of built-in targets.")
+    ] = None,
+    generator: Annotated[Path | None, typer.Option(help="Generator file. [default: the one that ships]")] = None,
+    key: Annotated[Path | None, typer.Option(help="Restorer file. [default: the one that ships]")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
+    strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
+    seed: Annotated[int, typer.Option(help="Decides which people are taken.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON document instead of the table.")] = False,
+) -> None:
+    """Measure masks on saved photos, by recognizers that no training saw."""
+    import json
+    import sys
+
+    try:
+        from emask.bench.table import render
+
+        document = measure(
+            data, recognizers, black_box, faces, unseen_targets, target, target_others, generator, key, quality,
+            strength, seed, device,
+        )  # fmt: skip
+        text = json.dumps(document, indent=1)
+        table = render(document)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "bench.json").write_text(text + "\n", encoding="utf-8")
+            (output / "bench.md").write_text(table, encoding="utf-8")
+        print(text if as_json else table)
+    except EmaskError as error:
+        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def measure(
+    data: Path,
+    recognizers: Path,
+    black_box: list[str] | None,
+    faces: int,
+    unseen_targets: int,
+    target: list[str] | None,
+    target_others: Path | None,
+    generator: Path | None,
+    key: Path | None,
+    quality: int,
+    strength: str,
+    seed: int,
+    device: str,
+) -> dict[str, Any]:
+    """Run the photo protocol with exported models; arguments as the command's. Returns the JSON document.
+
+    Raises:
+        EmaskError: for data, recognizers, targets or models that cannot be used.
+    """
+    import sys
+    import tempfile
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from emask import weights
+    from emask.bench import protocol
+    from emask.engine import open_engine
+    from emask.face.detect import Detector
+    from emask.recognize import load_folder
+    from emask.recognize.cards import folder_cards
+
+    w, eps = weights.strength(strength)
+    files = {
+        "generator": generator or weights.shipped_path("generator"),
+        "restorer": key or weights.shipped_path("restorer"),
+        "recognizer": weights.shipped_path("recognizer"),
+    }
+    names = black_box or [c.name for c in folder_cards(recognizers) if c.fold == BLACK_BOX_FOLD]
+    if not names:
+        raise UsageError(f"no recognizer of fold {BLACK_BOX_FOLD} in {recognizers}", "name some with --black-box")
+    judges = load_folder(recognizers, names, device)
+    engine = open_engine(**files, device=device)  # type: ignore[arg-type]
+    detector = Detector(device=device)
+
+    bars: dict[str, tqdm[Any]] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, disable=not sys.stderr.isatty(), file=sys.stderr)
+        bars[what].update(done - bars[what].n)
+
+    builtin = []
+    for name in target or weights.target_names():
+        paths = [weights.find_target(name)]
+        if target_others is not None and (target_others / f"{name}.jpg").is_file():
+            paths.append(target_others / f"{name}.jpg")
+        found = protocol.locate([p.name for p in paths], [protocol.read_photo(p) for p in paths], detector)
+        given, other = found[0], found[1] if len(found) > 1 else None
+        if given is None:
+            raise UsageError(f"no face found in the target {name}")
+        builtin.append(protocol.Target(Path(name).stem, given, other))
+    default = str(weights.manifest().get("targets", {}).get("default", ""))
+    method = protocol.Method(
+        protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
+        erase=engine.erase,
+        embed=engine.embed,
+    )
+    try:
+        selection = protocol.select(data, faces, unseen_targets, seed, detector, progress)
+        with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
+            result = protocol.run(
+                method,
+                selection,
+                builtin,
+                judges,
+                Path(folder),
+                detector,
+                quality=quality,
+                default_target=default if default in {t.name for t in builtin} else None,
+                progress=progress,
+            )
+    finally:
+        for bar in bars.values():
+            bar.close()
+    return {
+        "version": 1,
+        "protocol": "photo",
+        "settings": {
+            "faces": faces, "unseen_targets": unseen_targets, "quality": quality, "subsampling": "4:2:0",
+            "strength": strength, "w": w, "eps": eps, "seed": seed, "engine": engine.name,
+        },
+        "models": {kind: {"file": path.name, "sha256": weights.sha256(path)} for kind, path in files.items()},
+        "judges": {r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges},
+        **result,
+    }  # fmt: skip

@@ -1,0 +1,33 @@
+"""`emask export`: a run's weights as ONNX files with a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emask.errors import UsageError
+
+# Information injection w and budget eps (L2 over a 128-pixel crop in [-1, 1] units) of each --strength.
+STRENGTHS = {
+    "low": {"w": 0.0, "eps": 11.0},
+    "medium": {"w": 0.0, "eps": 14.0},
+    "high": {"w": 0.0, "eps": 16.5},
+}
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder of emask train.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the ONNX files [default: RUN/models].")
+    ] = None,
+) -> None:
+    """Export generator, restorer and recognizer to ONNX, with a manifest. Refuses unless ONNX and torch agree."""
+    from emask.train.export import export_run
+
+    if not run.is_dir():
+        raise UsageError(f"no run folder {run}", "name the folder that emask train --run wrote")
+    folder = output or run / "models"
+    for kind in export_run(run, folder, STRENGTHS):
+        typer.echo(f"{folder / kind}.onnx")

@@ -1,0 +1,83 @@
+"""`emask protect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from emask.cli import options
+from emask.cli.console import reporting
+
+
+def protect(
+    paths: options.Paths,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="TGT",
+            help="Whom a recognizer should see: a photo with one face, or the name of a built-in target."
+            " Default: the built-in default target, a synthetic person.",
+            show_default=False,
+        ),
+    ] = None,
+    output: options.Output = None,
+    strength: Annotated[options.Strength, typer.Option("--strength", help="How strong the mask is.")] = (
+        options.Strength.medium
+    ),
+    faces: options.Faces = "all",
+    force: options.Force = False,
+    resume: options.Resume = False,
+    metadata: options.MetadataPolicy = options.Metadata.STRIP,
+    quality: options.Quality = 95,
+    as_json: options.Json = False,
+    device: options.DeviceChoice = options.Device.auto,
+) -> None:
+    """Put an erasable mask on the faces in photos.
+
+    Results keep name, format and size and go to the folder protected/: beside the one folder named, otherwise in the
+    working directory. Photos without a face are reported and left out. What is reported was measured on the files
+    as written.
+
+    Examples:
+
+        emask protect photos/ --target tgt.jpg
+
+        emask protect portrait.jpg -o out/ --strength high
+
+        cat portrait.png | emask protect - > protected.png
+    """
+    with reporting("protect", as_json):
+        from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
+        from emask.paths import plan
+        from emask.pipeline.batch import Protection, Writing
+        from emask.pipeline.protect import choose_faces, target_crop
+        from emask.weights import find_target, shipped_path, thresholds
+        from emask.weights import strength as figures
+
+        choose_faces((), faces)
+        named = find_target(target)
+        jobs = plan(paths, output, "protected", keep=[named])
+        refuse_json_on_stdout(jobs, as_json)
+        check_writable(jobs)
+        w, eps = figures(strength.value)
+
+        from emask.engine import ShippedRecognizer, open_engine
+        from emask.images import load_photo
+
+        target_photo = load_photo(named)
+        engine = open_engine(
+            generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
+        )
+
+        from emask.face.detect import Detector
+
+        detector = Detector(device=device.value)
+        recognizer = ShippedRecognizer(engine, thresholds())
+        embedding = recognizer.embed(target_crop(target_photo, detector))[0]
+        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces)
+        read, write = open_streams(jobs, output)
+        writing = Writing(metadata.value, quality, force, resume, read, write)
+        details = {"target": str(named), "strength": strength.value, "w": w, "eps": eps, "recognizer": recognizer.name}
+        raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))

@@ -1,0 +1,80 @@
+"""`emask verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emask.cli import options
+from emask.cli.console import reporting, show_json, verify_lines
+
+
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="A photo.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The photo it is compared with.", show_default=False)],
+    recognizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recognizer",
+            metavar="NAME|FILE",
+            help="A recognizer: a name or an ONNX file with its card; repeat for several. Default: the shipped one.",
+            show_default=False,
+        ),
+    ] = None,
+    after: Annotated[
+        str,
+        typer.Option(
+            "--after",
+            metavar="OPS",
+            help="Operations on A first: jpeg:Q, webp:Q, resize:LONG_EDGE, blur:SIGMA, separated by commas.",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: options.Json = False,
+    device: options.DeviceChoice = options.Device.auto,
+) -> None:
+    """Compare the largest faces of two photos.
+
+    Prints the cosine similarity, the recognizer's thresholds at false accept rates of 0.1, 0.01 and 0.001, and a
+    verdict at 0.01. Exits with 0 when it measured, whatever it found.
+
+    Examples:
+
+        emask verify photos/a.jpg protected/a.jpg
+
+        emask verify protected/a.jpg owner.jpg --after jpeg:75,resize:1080
+    """
+    with reporting("verify", as_json):
+        from emask.errors import UsageError
+        from emask.images import load_photo
+        from emask.pipeline.verify import parse_operations, verify_photos
+        from emask.weights import shipped_path, thresholds
+
+        for name in (a, b):
+            if not Path(name).is_file():
+                raise UsageError(f"no such file: {name}")
+        parse_operations(after)
+        first, second = load_photo(a), load_photo(b)
+
+        from emask.engine import ShippedRecognizer, open_engine
+        from emask.pipeline.protect import FaceRecognizer
+
+        recognizers: list[FaceRecognizer] = []
+        if recognizer:
+            from emask.recognize import load_recognizer
+
+            recognizers += [load_recognizer(name, device=device.value) for name in recognizer]
+        else:
+            engine = open_engine(recognizer=shipped_path("recognizer"), device=device.value)
+            recognizers.append(ShippedRecognizer(engine, thresholds()))
+
+        from emask.face.detect import Detector
+
+        result = verify_photos(first, second, recognizers, detector=Detector(device=device.value), after=after)
+        if as_json:
+            show_json(result.to_dict())
+        else:
+            for line in verify_lines(result):
+                typer.echo(line)

@@ -1,0 +1,50 @@
+"""One forward pass through a shipped model, to see that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from emask.engine import SIZES, Device, open_engine
+from emask.errors import EmaskError
+from emask.results import ModelStatus
+from emask.weights import manifest
+
+# Length of the recognizer's embedding, when the manifest does not say.
+_EMBEDDING = 256
+
+
+def try_model(entry: ModelStatus, device: Device = "auto") -> ModelStatus:
+    """The entry with `runs` filled in; a file whose sha256 is wrong is not loaded and does not run."""
+    if not entry.sha256_ok:
+        return replace(entry, runs=False)
+    path = Path(entry.file)
+    size = SIZES[entry.kind]
+    crops = np.random.default_rng(0).uniform(-1, 1, (2, 3, size, size)).astype(np.float32)
+    try:
+        if entry.kind == "generator":
+            target = np.full(_EMBEDDING, _EMBEDDING**-0.5, np.float32)
+            engine = open_engine(generator=path, device=device)
+            out = engine.protect(crops, target, w=0.2, eps=_largest_eps())
+            _expect(float(np.abs(crops + out).max()) <= 1 + 1e-4, "the protected crop leaves the range of pixels")
+        elif entry.kind == "restorer":
+            out = open_engine(restorer=path, device=device).erase(crops)
+            _expect(float(np.abs(crops + out).max()) <= 1 + 1e-4, "the restored crop leaves the range of pixels")
+        else:
+            out = open_engine(recognizer=path, device=device).embed(crops)
+            _expect(bool(np.allclose(np.linalg.norm(out, axis=1), 1, atol=1e-3)), "embeddings are not of unit length")
+    except EmaskError as error:
+        return replace(entry, runs=False, message=error.message)
+    return replace(entry, runs=True)
+
+
+def _largest_eps() -> float:
+    strengths = manifest()["models"]["generator"].get("strengths", {})
+    return max((float(figures["eps"]) for figures in strengths.values()), default=1.0)
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise EmaskError(otherwise)

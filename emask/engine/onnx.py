@@ -1,0 +1,77 @@
+"""The graphs under ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from emask.engine import BATCH, INPUTS, Device, GraphEngine
+from emask.errors import EmaskError, ModelError
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+# Only fatal messages: ONNX Runtime otherwise reports at length that it found no CUDA before it goes on without.
+_FATAL = 4
+
+
+class OnnxEngine(GraphEngine):
+    """ONNX Runtime; CUDA where its provider really loads, else the CPU.
+
+    Args:
+        files: kind to model file.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ModelError: a file that ONNX Runtime cannot load, or with other inputs than its kind has.
+        EmaskError: "cuda" was asked for and does not load.
+    """
+
+    def __init__(self, files: dict[str, Path], device: Device = "auto", batch_size: int = BATCH) -> None:
+        import onnxruntime
+
+        super().__init__(files, batch_size)
+        onnxruntime.set_default_logger_severity(_FATAL)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL
+        cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers() and _has_nvidia_driver()
+        if cuda and hasattr(onnxruntime, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                onnxruntime.preload_dlls()
+        self._sessions = {}
+        for kind, path in files.items():
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # a provider that fails is announced by print()
+                    session = onnxruntime.InferenceSession(str(path), options, [CUDA, CPU] if cuda else [CPU])
+            except Exception as error:  # its exception classes are generated and share no public base
+                reason = str(error).splitlines()[0][:200]
+                raise ModelError(f"ONNX Runtime cannot load {path}: {reason}", "export the model again") from None
+            names = {entry.name for entry in session.get_inputs()}
+            if names != set(INPUTS[kind]):
+                raise ModelError(
+                    f"{path} has the inputs {', '.join(sorted(names))}, not those of a {kind}", "export the model again"
+                )
+            self._sessions[kind] = session
+        # what was asked for and what was loaded can differ: the provider's libraries may be missing
+        real = {session.get_providers()[0] for session in self._sessions.values()}
+        on_cuda = real == {CUDA}
+        if device == "cuda" and not on_cuda:
+            raise EmaskError("CUDA was asked for but does not load", "use --device cpu, or install the CUDA libraries")
+        self.name = "ONNX Runtime CUDA" if on_cuda else "ONNX Runtime CPU"
+
+    def _forward(self, kind: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            return np.asarray(self._sessions[kind].run(None, feeds)[0], np.float32)
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ModelError(f"{self.files[kind]} cannot be run: {reason}", "export the model again") from None
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether trying CUDA makes sense at all; without a driver the attempt only costs time."""
+    if os.name == "nt":
+        return True
+    return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu"))

@@ -1,0 +1,46 @@
+"""Errors a user can act on: one clear line, a hint, and an exit code."""
+
+from __future__ import annotations
+
+
+class EmaskError(Exception):
+    """Base of every error that emask reports without a traceback.
+
+    Attributes:
+        message: one line that says what is wrong.
+        hint: one line that says what to do about it, or "".
+        exit_code: the process's exit code when nothing else was done.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(EmaskError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class ImageError(EmaskError):
+    """A file that is no readable photo, or one that cannot be written."""
+
+
+class NoFaceError(EmaskError):
+    """No face (or not the face asked for) in a photo."""
+
+    exit_code = 3
+
+
+class ModelError(EmaskError):
+    """A model file that is missing, damaged, or of another kind than asked for."""
+
+    exit_code = 5
+
+
+class TrainingError(EmaskError):
+    """A training run that cannot start or go on."""

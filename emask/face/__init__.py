@@ -1,0 +1,1 @@
+"""Finding faces and moving pixels between a photo and its aligned crops."""

@@ -1,0 +1,321 @@
+"""The only code between image bytes and arrays: formats, orientation, colour profile, alpha, greyscale, metadata."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from emask.errors import EmaskError, ImageError
+
+Metadata = Literal["strip", "keep"]
+
+# File name endings that are taken for photos when a folder is searched, and the format each stands for.
+SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+# A picture with more pixels is refused before it is decoded: 100 megapixels take 300 MB as an array.
+PIXEL_LIMIT = 100_000_000
+# JPEG and WebP quality of what is written. At 95, without chroma subsampling, little of the mask is lost.
+QUALITY = 95
+
+# EXIF entries that tell where the photo was taken, with which camera, or by whom; dropped unless metadata is kept.
+_PRIVATE_BASE = {
+    ExifTags.Base.GPSInfo,
+    ExifTags.Base.Artist,
+    ExifTags.Base.HostComputer,
+    ExifTags.Base.CameraSerialNumber,
+    ExifTags.Base.XPAuthor,
+    ExifTags.Base.XMLPacket,
+    ExifTags.Base.ImageResources,
+    ExifTags.Base.IPTCNAA,
+}
+_PRIVATE_EXIF = {
+    ExifTags.Base.MakerNote,
+    ExifTags.Base.UserComment,
+    ExifTags.Base.ImageUniqueID,
+    ExifTags.Base.CameraOwnerName,
+    ExifTags.Base.BodySerialNumber,
+    ExifTags.Base.LensSerialNumber,
+}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One decoded photo, upright.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB; a greyscale photo has three equal channels.
+        name: what to call it in messages.
+        format: "JPEG", "PNG" or "WEBP".
+        alpha: (H, W) uint8, or None.
+        grey: written back as one channel.
+        lossless: a WebP that was stored without loss (PNG always is).
+        save: arguments for Pillow's encoder: colour profile, EXIF, resolution and the like.
+    """
+
+    pixels: np.ndarray
+    name: str
+    format: str
+    alpha: np.ndarray | None
+    grey: bool
+    lossless: bool
+    save: dict[str, Any]
+
+
+def load_photo(source: str | Path | bytes, *, metadata: Metadata = "strip", name: str | None = None) -> Photo:
+    """Decode a photo and turn it upright.
+
+    Args:
+        source: a path, or the encoded bytes.
+        metadata: "strip" drops location, serial numbers, owner and everything outside EXIF; "keep" keeps all. Either
+            way the orientation is applied, and embedded thumbnails, which show the unchanged face, are dropped.
+        name: used in error messages; the path when omitted.
+
+    Raises:
+        ImageError: when it cannot be read, is no PNG, JPEG or WebP, is damaged, animated or too large.
+    """
+    label = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise ImageError(f"cannot read {label}: {error.strerror or error}") from None
+    if not data:
+        raise ImageError(f"{label} is empty", "the file has zero bytes; fetch it again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about sizes checked here, and about damaged EXIF
+        try:
+            image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+        except Image.DecompressionBombError:
+            raise _too_large(label) from None
+        except UnidentifiedImageError:
+            raise ImageError(f"{label} is not a PNG, JPEG or WebP picture", "convert it to one of these") from None
+        except Exception as error:  # a damaged header raises whatever the format's parser stumbles over
+            raise _damaged(label, error) from None
+        if image.width * image.height > PIXEL_LIMIT:
+            raise _too_large(label, image.size)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ImageError(f"{label} is animated", "save one frame as a picture of its own")
+        try:
+            image.load()
+        except MemoryError:
+            raise _too_large(label, image.size) from None
+        except Exception as error:
+            raise _damaged(label, error) from None
+        return _from_image(image, data, label, metadata)
+
+
+def _too_large(label: str, size: tuple[int, int] | None = None) -> ImageError:
+    extent = f" ({size[0]} x {size[1]} pixels)" if size else ""
+    limit = PIXEL_LIMIT // 1_000_000
+    return ImageError(f"{label} is too large{extent}: the limit is {limit} megapixels", "scale it down first")
+
+
+def _damaged(label: str, error: Exception) -> ImageError:
+    if "truncated" in str(error).lower():
+        return ImageError(f"{label} is truncated: part of the file is missing", "fetch the file again")
+    return ImageError(f"{label} is damaged and cannot be decoded", "fetch the file again")
+
+
+def _from_image(image: Image.Image, data: bytes, label: str, metadata: Metadata) -> Photo:
+    file_format = "JPEG" if image.format == "MPO" else str(image.format)
+    info: dict[str, Any] = {str(key): value for key, value in image.info.items()}
+    cmyk = image.mode in ("CMYK", "YCCK")
+    upright = _upright(image)  # before the EXIF is cleaned: Pillow hands out one and the same EXIF object
+    save = _encoder_arguments(image, file_format, info, metadata)
+    image = upright
+    if cmyk:  # written back as RGB, to which a CMYK profile does not apply
+        save.pop("icc_profile", None)
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+    transparent = "transparency" in info
+    if image.mode == "P":
+        image = image.convert("RGBA" if transparent else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif transparent and image.mode in ("L", "RGB"):  # one grey level or colour stands for "transparent"
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    grey = image.mode in ("L", "LA", "La")
+    alpha = np.asarray(image.getchannel("A")).copy() if image.mode in ("LA", "RGBA") else None
+    return Photo(
+        pixels=np.asarray(image.convert("RGB")).copy(),
+        name=label,
+        format=file_format,
+        alpha=alpha,
+        grey=grey,
+        lossless=file_format == "PNG" or (file_format == "WEBP" and _is_lossless_webp(data)),
+        save=save,
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # unreadable EXIF: the picture stays as stored
+        return image
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Whether the first picture chunk of a RIFF WebP container is VP8L."""
+    at = 12
+    while at + 8 <= len(data):
+        chunk = data[at : at + 4]
+        if chunk in (b"VP8L", b"VP8 "):
+            return chunk == b"VP8L"
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return False
+
+
+def _encoder_arguments(
+    image: Image.Image, file_format: str, info: dict[str, Any], metadata: Metadata
+) -> dict[str, Any]:
+    save: dict[str, Any] = {}
+    if info.get("icc_profile"):
+        save["icc_profile"] = info["icc_profile"]
+    if "dpi" in info and file_format in ("JPEG", "PNG"):
+        save["dpi"] = info["dpi"]
+    exif = _clean_exif(image, metadata)
+    if exif:
+        save["exif"] = exif
+    if metadata == "keep":
+        xmp = info.get("xmp")
+        if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and b"humbnail" not in xmp:
+            save["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
+        if file_format == "JPEG" and info.get("comment"):
+            save["comment"] = info["comment"]
+        text = getattr(image, "text", None)
+        if file_format == "PNG" and text:
+            chunks = PngImagePlugin.PngInfo()
+            for key, value in text.items():
+                chunks.add_itxt(key, str(value))
+            save["pnginfo"] = chunks
+    return save
+
+
+def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
+    """EXIF to write back: upright, without a thumbnail, and without private entries unless they are kept."""
+    try:
+        exif = image.getexif()
+        if not len(exif):
+            return None
+        # reading the sub-directories makes Pillow write them back; IFD1, the thumbnail, it never writes
+        details = exif.get_ifd(ExifTags.IFD.Exif)
+        exif.get_ifd(ExifTags.IFD.GPSInfo)
+        if ExifTags.Base.Orientation in exif:
+            exif[ExifTags.Base.Orientation] = 1
+        if metadata == "strip":
+            for tag in _PRIVATE_BASE:
+                if tag in exif:
+                    del exif[tag]
+            exif._ifds.pop(ExifTags.IFD.GPSInfo, None)
+            for tag in _PRIVATE_EXIF:
+                details.pop(tag, None)
+        return exif.tobytes() or None
+    except Exception:  # damaged EXIF cannot be cleaned, so none of it is kept
+        return None
+
+
+def encode_photo(photo: Photo, pixels: np.ndarray | None = None, *, quality: int = QUALITY) -> bytes:
+    """Encode in the photo's own format, with its own profile, alpha and metadata.
+
+    Args:
+        photo: says how.
+        pixels: (H, W, 3) uint8 RGB instead of the photo's; of a greyscale photo the channels' mean is written.
+        quality: JPEG and lossy WebP quality, 1..100; JPEG is written without chroma subsampling.
+
+    Raises:
+        ImageError: when the picture cannot be stored in this format.
+    """
+    values = photo.pixels if pixels is None else pixels
+    if photo.grey:
+        image = Image.fromarray(np.rint(values.mean(axis=2)).astype(np.uint8))
+    else:
+        image = Image.fromarray(values)
+    if photo.alpha is not None:
+        image.putalpha(Image.fromarray(photo.alpha))
+    arguments: dict[str, Any] = dict(photo.save)
+    if photo.format == "JPEG":
+        arguments.update(quality=quality)
+        if not photo.grey:
+            arguments["subsampling"] = 0
+    elif photo.format == "WEBP":
+        # `exact` keeps the colours under transparent pixels
+        arguments.update(quality=100 if photo.lossless else quality, lossless=photo.lossless, exact=True)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format=photo.format, **arguments)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot encode {photo.name} as {photo.format}: {error}") from None
+    return buffer.getvalue()
+
+
+def with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:
+    """The same photo with other pixels, (H, W, 3) uint8 RGB."""
+    return replace(photo, pixels=pixels)
+
+
+def save_photo(
+    photo: Photo, path: str | Path, pixels: np.ndarray | None = None, *, quality: int = QUALITY, force: bool = False
+) -> Path:
+    """Encode a photo and write it whole or not at all; arguments as for `encode_photo` and `write_bytes`."""
+    return write_bytes(Path(path), encode_photo(photo, pixels, quality=quality), force=force)
+
+
+def write_bytes(path: Path, data: bytes, *, force: bool = False) -> Path:
+    """Write a file whole or not at all: to a temporary file beside it, synced, then renamed.
+
+    Args:
+        path: missing folders are made.
+        data: the content.
+        force: replace a file that is there already.
+
+    Raises:
+        ImageError: when the file exists and `force` is not set, or it cannot be written. No partial file stays behind.
+    """
+    if not force and (path.exists() or path.is_symlink()):
+        raise ImageError(f"{path} exists already", "use --force to replace it, or --resume to skip what is done")
+    temporary = path.parent / f".emask-{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # 0o666 less the umask, as for any other file the user makes; tempfile would make it private
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise _write_error(path, error) from None
+    except BaseException:  # Ctrl-C above all
+        _remove(temporary)
+        raise
+    return path
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # it was never made, or its folder is gone
+
+
+def _write_error(path: Path, error: OSError) -> EmaskError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ImageError(f"cannot write {path}: the disk is full", "free some space, then run again with --resume")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ImageError(f"cannot write {path}: {error.strerror}", "choose another folder with -o")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return ImageError(f"cannot write {path}: a folder of its path is a file", "choose another folder with -o")
+    return ImageError(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,1 @@
+"""Network definitions: torch modules only, no files, no losses."""

@@ -1,0 +1,159 @@
+"""Which photos a run reads and where each result goes; decided, and refused, before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emask.errors import UsageError
+
+# Endings searched for in folders; the keys of images.SUFFIXES, repeated here so that paths need no image library.
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp"})
+STANDARD = "-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to work on.
+
+    Attributes:
+        source: the file, or None for standard input.
+        output: the file to write, or None for standard output.
+        explicit: the output file was named by the user, so that its ending must fit the photo's format.
+    """
+
+    source: Path | None
+    output: Path | None
+    explicit: bool = False
+
+    @property
+    def source_name(self) -> str:
+        """For messages and reports."""
+        return STANDARD if self.source is None else str(self.source)
+
+    @property
+    def output_name(self) -> str:
+        """For messages and reports."""
+        return STANDARD if self.output is None else str(self.output)
+
+
+def plan(inputs: Sequence[str], output: str | None, default_folder: str, *, keep: Iterable[Path] = ()) -> list[Job]:
+    """Pair every photo with its output.
+
+    Folders are searched recursively; hidden files and the output folder itself are left out. Results keep their path
+    relative to the folder named on the command line.
+
+    Args:
+        inputs: files, folders, or "-" alone for standard input.
+        output: a folder, a file (for one input file), "-" for standard output, or None for the default: a folder
+            `default_folder` beside the one input folder, otherwise in the working directory.
+        default_folder: name of the default output folder.
+        keep: further files that must never be written over (the target, the key).
+
+    Raises:
+        UsageError: missing inputs, folders without photos, two photos with one output, an output that is an input.
+    """
+    if not inputs:
+        raise UsageError("no photos named", "name files, folders, or - for standard input")
+    if STANDARD in inputs:
+        if len(inputs) > 1:
+            raise UsageError("- stands for one photo on standard input and cannot be mixed with files")
+        if output in (None, STANDARD):
+            return [Job(None, None)]
+        assert output is not None
+        if Path(output).is_dir():
+            raise UsageError(f"{output} is a folder", "name an output file for a photo from standard input")
+        return [Job(None, Path(output), explicit=True)]
+    paths = [Path(name) for name in inputs]
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"no such file or folder: {path}")
+    if output == STANDARD:
+        if len(paths) != 1 or paths[0].is_dir():
+            raise UsageError("only one photo can be written to standard output", "name one file with -o -")
+        return [Job(paths[0], None)]
+    if output is not None and len(paths) == 1 and not paths[0].is_dir() and _is_file_name(output):
+        jobs = [Job(paths[0], Path(output), explicit=True)]
+    else:
+        folder = Path(output) if output is not None else _default_folder(paths, default_folder)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output {folder} is a file", "name a folder with -o")
+        jobs = _jobs(paths, folder)
+    _refuse_collisions(jobs, keep)
+    return jobs
+
+
+def _is_file_name(output: str) -> bool:
+    if output.endswith(("/", os.sep)) or Path(output).is_dir():
+        return False
+    return Path(output).is_file() or Path(output).suffix.lower() in PHOTO_SUFFIXES
+
+
+def _default_folder(paths: list[Path], name: str) -> Path:
+    if len(paths) == 1 and paths[0].is_dir() and paths[0].name not in ("", ".", ".."):
+        return paths[0].parent / name
+    return Path(name)
+
+
+def _jobs(paths: list[Path], folder: Path) -> list[Job]:
+    jobs: list[Job] = []
+    own = folder.resolve()
+    for path in paths:
+        if path.is_dir():
+            if path.resolve() == own:
+                raise UsageError(f"the output folder {folder} is an input folder", "name another folder with -o")
+            jobs += [Job(found, folder / found.relative_to(path)) for found in _photos(path, own)]
+        elif path not in [job.source for job in jobs]:
+            jobs.append(Job(path, folder / path.name))
+    if not jobs:
+        endings = ", ".join(sorted(PHOTO_SUFFIXES))
+        raise UsageError(f"no photos in {', '.join(map(str, paths))}", f"looked for files ending in {endings}")
+    return jobs
+
+
+def _photos(folder: Path, leave_out: Path) -> list[Path]:
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != leave_out
+        )
+        found += [
+            here / name
+            for name in sorted(files)
+            if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
+        ]
+    return found
+
+
+def _refuse_collisions(jobs: list[Job], keep: Iterable[Path]) -> None:
+    originals = {mark for job in jobs if job.source is not None for mark in _marks(job.source)}
+    originals |= {mark for path in keep for mark in _marks(path)}
+    outputs: dict[Path, Job] = {}
+    for job in jobs:
+        assert job.output is not None
+        if _marks(job.output) & originals:
+            raise UsageError(
+                f"{job.output} would overwrite an original", "name another folder with -o; originals are never replaced"
+            )
+        # spelling in lower case, because some file systems do not tell A.jpg from a.jpg
+        key = Path(str(job.output.resolve()).lower())
+        if key in outputs:
+            raise UsageError(
+                f"{outputs[key].source_name} and {job.source_name} would both be written to {job.output}",
+                "work on one folder at a time, each with its own -o",
+            )
+        outputs[key] = job
+
+
+def _marks(path: Path) -> set[Path | tuple[int, int]]:
+    """What tells a file: its path with links resolved and, so that hard links are seen, its device and inode."""
+    marks: set[Path | tuple[int, int]] = {path.resolve()}
+    try:
+        stat = path.stat()
+        marks.add((stat.st_dev, stat.st_ino))
+    except OSError:
+        pass  # not there yet
+    return marks

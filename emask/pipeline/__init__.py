@@ -1,0 +1,1 @@
+"""Photos in, result objects out: no printing, no command-line parsing."""

@@ -1,0 +1,297 @@
+"""Many photos, a few at a time: read, change, write one by one, measure what was written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from emask.errors import EmaskError, ImageError, NoFaceError, UsageError
+from emask.images import QUALITY, SUFFIXES, Metadata, Photo, encode_photo, load_photo, write_bytes
+from emask.paths import Job
+from emask.pipeline.protect import ChangedPhoto, FaceRecognizer, choose_faces, measure_protection, protect_photos
+from emask.results import FaceErasure, FaceProtection, FileResult
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from emask.engine import Engine
+    from emask.face.detect import Detector, Face
+
+# Most photos held in memory together, and most of their pixels: 96 megapixels take 300 MB, and as much again changed.
+CHUNK = 16
+CHUNK_PIXELS = 96_000_000
+
+
+class Work(Protocol):
+    """What is done to each photo of a batch."""
+
+    detector: Detector
+
+    def change(self, photos: Sequence[Photo]) -> list[ChangedPhoto]:
+        """Change the faces of some photos together."""
+        ...
+
+    def measure(
+        self, photo: Photo, changed: ChangedPhoto, written: Photo, found: Sequence[Face]
+    ) -> tuple[FaceProtection | FaceErasure, ...]:
+        """Judge one written photo."""
+        ...
+
+
+@dataclass
+class Protection:
+    """`Work` that masks faces.
+
+    Attributes:
+        recognizer: the engine's own, which conditions the generator and measures what was written.
+        target: (D,) unit embedding of the target by it.
+        w, eps, faces: as for `protect_photos`.
+    """
+
+    engine: Engine
+    detector: Detector
+    recognizer: FaceRecognizer
+    target: np.ndarray
+    w: float
+    eps: float
+    faces: str = "all"
+
+    def __post_init__(self) -> None:
+        choose_faces((), self.faces)
+
+    def change(self, photos: Sequence[Photo]) -> list[ChangedPhoto]:
+        """Mask the faces of some photos together."""
+        return protect_photos(
+            photos,
+            self.target,
+            engine=self.engine,
+            detector=self.detector,
+            w=self.w,
+            eps=self.eps,
+            faces=self.faces,
+        )
+
+    def measure(
+        self, photo: Photo, changed: ChangedPhoto, written: Photo, found: Sequence[Face]
+    ) -> tuple[FaceProtection, ...]:
+        """See `measure_protection`."""
+        return measure_protection(photo, changed, written, found, self.target, self.recognizer)
+
+
+@dataclass
+class Erasure:
+    """`Work` that takes masks off.
+
+    Attributes:
+        reference: (D,) unit embedding of the owner by `recognizer`, or None.
+        faces: as for `erase_photos`.
+    """
+
+    engine: Engine
+    detector: Detector
+    recognizer: FaceRecognizer
+    reference: np.ndarray | None = None
+    faces: str = "all"
+
+    def __post_init__(self) -> None:
+        choose_faces((), self.faces)
+
+    def change(self, photos: Sequence[Photo]) -> list[ChangedPhoto]:
+        """Erase the masks of some photos together."""
+        from emask.pipeline.erase import erase_photos
+
+        return erase_photos(photos, engine=self.engine, detector=self.detector, faces=self.faces)
+
+    def measure(
+        self, photo: Photo, changed: ChangedPhoto, written: Photo, found: Sequence[Face]
+    ) -> tuple[FaceErasure, ...]:
+        """See `measure_erasure`."""
+        from emask.pipeline.erase import measure_erasure
+
+        return measure_erasure(changed, written, found, self.recognizer, self.reference)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How results are written.
+
+    Attributes:
+        metadata: "strip" or "keep", as for `load_photo`.
+        quality: of JPEG and lossy WebP, 1..100.
+        force: replace outputs that are there already.
+        resume: skip photos whose output is there already.
+        read_input, write_output: standard input and output as functions, used for jobs without a file.
+    """
+
+    metadata: Metadata = "strip"
+    quality: int = QUALITY
+    force: bool = False
+    resume: bool = False
+    read_input: Callable[[], bytes] | None = None
+    write_output: Callable[[bytes], None] | None = None
+
+
+@dataclass
+class _Chunk:
+    jobs: list[Job] = field(default_factory=list)
+    photos: list[Photo] = field(default_factory=list)
+    pixels: int = 0
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    work: Work,
+    writing: Writing,
+    *,
+    chunk: int = CHUNK,
+    chunk_pixels: int = CHUNK_PIXELS,
+) -> Iterator[FileResult]:
+    """Work through the jobs, a few photos in memory at a time; each file is written as soon as it is finished.
+
+    A photo that fails is reported and the others go on; a model that fails ends the run.
+
+    Args:
+        chunk: most photos in memory together.
+        chunk_pixels: most pixels of them together (one photo may have more).
+
+    Yields:
+        One result per job, in the order of the jobs.
+
+    Raises:
+        ModelError: the model cannot be run.
+    """
+    held = _Chunk()
+    order: list[FileResult | None] = []  # one per job since the last flush; None for those in the chunk
+    for job in jobs:
+        early = _settled(job, writing)
+        photo: Photo | None = None
+        if early is None:
+            try:
+                photo = _load(job, writing)
+            except EmaskError as error:
+                early = _failure(job, error)
+        if early is not None:
+            order.append(early)
+        else:
+            assert photo is not None
+            size = photo.pixels.shape[0] * photo.pixels.shape[1]
+            if held.jobs and held.pixels + size > chunk_pixels:
+                yield from _flush(held, order, work, writing)
+                held, order = _Chunk(), []
+            held.jobs.append(job)
+            held.photos.append(photo)
+            held.pixels += size
+            order.append(None)
+        if len(held.jobs) >= chunk or (not held.jobs and order):
+            yield from _flush(held, order, work, writing)
+            held, order = _Chunk(), []
+    yield from _flush(held, order, work, writing)
+
+
+def _flush(
+    held: _Chunk, order: list[FileResult | None], work: Work, writing: Writing
+) -> Iterator[FileResult]:
+    finished = iter(_finish(held, work, writing))
+    for early in order:
+        yield early if early is not None else next(finished)
+
+
+def _settled(job: Job, writing: Writing) -> FileResult | None:
+    """The result of a job whose output is there already, or None."""
+    if job.output is None or writing.force or not (job.output.exists() or job.output.is_symlink()):
+        return None
+    if writing.resume:
+        return FileResult(job.source_name, job.output_name, "skipped", "done before")
+    return _failure(
+        job, ImageError(f"{job.output} exists already", "use --force to replace it, or --resume to skip what is done")
+    )
+
+
+def _load(job: Job, writing: Writing) -> Photo:
+    if job.source is None:
+        if writing.read_input is None:
+            raise UsageError("there is no standard input to read from")
+        photo = load_photo(writing.read_input(), metadata=writing.metadata, name="standard input")
+    else:
+        photo = load_photo(job.source, metadata=writing.metadata)
+    if job.explicit and job.output is not None:
+        wanted = SUFFIXES.get(job.output.suffix.lower())
+        if wanted not in (None, photo.format):
+            raise UsageError(
+                f"{photo.name} is a {photo.format} picture and keeps its format, but {job.output} ends otherwise",
+                f"give the output the ending of a {photo.format} file",
+            )
+    return photo
+
+
+def _failure(job: Job, error: EmaskError) -> FileResult:
+    return FileResult(
+        job.source_name, None, "failed", error.message, error.hint, exit_code=error.exit_code
+    )
+
+
+def _finish(held: _Chunk, work: Work, writing: Writing) -> list[FileResult]:
+    """Change, write and measure the photos of one chunk."""
+    if not held.jobs:
+        return []
+    changed = work.change(held.photos)
+    results: list[FileResult | None] = []
+    written: list[Photo | None] = []
+    for job, photo, change in zip(held.jobs, held.photos, changed, strict=True):
+        copy: Photo | None = None
+        result: FileResult | None = None
+        if not change.faces:
+            error = NoFaceError(f"no face found in {photo.name}; left out", "nothing was written for it")
+            result = FileResult(
+                job.source_name, None, "no-face", error.message, error.hint, exit_code=error.exit_code,
+                width=photo.pixels.shape[1], height=photo.pixels.shape[0],
+            )  # fmt: skip
+        else:
+            try:
+                copy = _write(job, photo, change, writing)
+            except EmaskError as error:
+                result = _failure(job, error)
+        results.append(result)
+        written.append(copy)
+    # what was written is decoded again and searched afresh, so that the report is about the file and not the intention
+    copies = [copy for copy in written if copy is not None]
+    found = iter(work.detector.detect([copy.pixels for copy in copies]))
+    finished: list[FileResult] = []
+    for job, photo, change, copy, result in zip(held.jobs, held.photos, changed, written, results, strict=True):
+        if copy is not None:
+            result = FileResult(
+                job.source_name,
+                job.output_name,
+                "done",
+                width=photo.pixels.shape[1],
+                height=photo.pixels.shape[0],
+                faces=work.measure(photo, change, copy, next(found)),
+            )
+        assert result is not None
+        finished.append(result)
+    return finished
+
+
+def _write(job: Job, photo: Photo, change: ChangedPhoto, writing: Writing) -> Photo:
+    """Write one photo and decode it again from where it was written."""
+    data = encode_photo(photo, change.pixels, quality=writing.quality)
+    if job.output is None:
+        if writing.write_output is None:
+            raise UsageError("there is no standard output to write to")
+        writing.write_output(data)
+        return load_photo(data, name="standard output")
+    write_bytes(Path(job.output), data, force=writing.force)
+    return load_photo(job.output)
+
+
+def timed(results: Iterator[FileResult], seen: Callable[[FileResult], None]) -> tuple[tuple[FileResult, ...], float]:
+    """Exhaust a batch: hand each result to `seen` as it comes; all results and the seconds they took."""
+    start = time.perf_counter()
+    collected = []
+    for result in results:
+        seen(result)
+        collected.append(result)
+    return tuple(collected), time.perf_counter() - start

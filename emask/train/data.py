@@ -1,0 +1,170 @@
+"""Training photos as a packed cache of aligned crops, split by person.
+
+A data folder holds photos in any depth. A folder `lfw/NAME/NAME_0001.jpg` with one sub-folder a person gives people
+with several photos; photos that lie flat in a folder each count as a person of their own. If the folder holds
+`lfw_pairs.txt` (the ten folds of the standard LFW pairs, whose people do not overlap), the people of the last two
+folds are kept out of all training: recognizer, generator, restorer and built-in targets are measured on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from emask.errors import TrainingError
+from emask.face.align import CROP, align, estimate
+
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+# Folds of lfw_pairs.txt (1-based) whose people no training sees.
+TEST_FOLDS = (9, 10)
+# Of photos without a person folder (FFHQ), every tenth is kept out of training.
+FLAT_TEST_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A packed set of aligned crops.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8 RGB; a memory map.
+        people: (N,) int64, the person of each crop, 0..P-1.
+        names: N photo paths relative to the data folder.
+        test: (N,) bool, True for people no training may see.
+    """
+
+    pixels: np.ndarray
+    people: np.ndarray
+    names: list[str]
+    test: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def by_person(self, indices: np.ndarray) -> dict[int, np.ndarray]:
+        """Group crop indices by person."""
+        order = indices[np.argsort(self.people[indices], kind="stable")]
+        keys, starts = np.unique(self.people[order], return_index=True)
+        return dict(zip(keys.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def pairs_people(pairs_file: Path, folds: tuple[int, ...] = TEST_FOLDS) -> set[str]:
+    """People named in the given folds (1-based) of the standard LFW pairs file."""
+    return {name for first, second, _ in read_pairs(pairs_file, folds) for name in (first[0], second[0])}
+
+
+def read_pairs(
+    pairs_file: Path, folds: tuple[int, ...]
+) -> list[tuple[tuple[str, int], tuple[str, int], int]]:
+    """Read the standard LFW pairs: ((name, number), (name, number), fold); a name repeated means the same person."""
+    lines = pairs_file.read_text(encoding="utf-8").splitlines()
+    n_folds, half = (int(value) for value in lines[0].split())
+    rows = [line.split("\t") for line in lines[1:] if line.strip()]
+    if len(rows) != n_folds * half * 2:
+        raise TrainingError(f"{pairs_file}: {len(rows)} pairs where its first line promises {n_folds * half * 2}")
+    pairs = []
+    for index, row in enumerate(rows):
+        fold = index // (2 * half) + 1
+        if fold in folds:
+            second = (row[0], int(row[2])) if len(row) == 3 else (row[2], int(row[3]))
+            pairs.append(((row[0], int(row[1])), second, fold))
+    return pairs
+
+
+def find_photos(data: Path) -> list[Path]:
+    """All photos below a folder, sorted."""
+    return sorted(p for p in data.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+
+
+def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
+    """The person and the test flag of each photo. A person is a folder that holds only that person's photos."""
+    pairs = data / "lfw_pairs.txt"
+    held_out = pairs_people(pairs) if pairs.exists() else set()
+    people, test = [], []
+    flat_seen = 0
+    for photo in photos:
+        if photo.stem.startswith(photo.parent.name + "_"):
+            people.append(photo.parent.name)
+            test.append(photo.parent.name in held_out)
+        else:
+            people.append(str(photo.relative_to(data)))
+            test.append(flat_seen % FLAT_TEST_EVERY == 0)
+            flat_seen += 1
+    return people, test
+
+
+def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Crops:
+    """The packed crops of a data folder, made on first use and kept in `cache`.
+
+    Args:
+        data: folder of photos.
+        cache: folder for the packed file; its name carries a fingerprint of the photo list and the crop size.
+        progress: called with (photos done, photos).
+
+    Raises:
+        TrainingError: when the folder holds no photo, or no photo a face.
+    """
+    photos = find_photos(data)
+    if not photos:
+        raise TrainingError(f"no photos in {data}", "give a folder of .jpg, .png or .webp files with --data")
+    listing = "\n".join(f"{p.relative_to(data)} {p.stat().st_size}" for p in photos)
+    stem = hashlib.sha256(f"{CROP}\n{listing}".encode()).hexdigest()[:16]
+    pixels_file, index_file = cache / f"{stem}.npy", cache / f"{stem}.json"
+    if not index_file.exists():
+        _pack(data, photos, pixels_file, index_file, progress)
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    if not index["names"]:
+        raise TrainingError(f"no face found in the {len(photos)} photos of {data}")
+    people, person_ids = np.unique(index["people"], return_inverse=True)
+    del people
+    return Crops(
+        pixels=np.load(pixels_file, mmap_mode="r"),
+        people=person_ids.astype(np.int64),
+        names=index["names"],
+        test=np.array(index["test"], bool),
+    )
+
+
+def _pack(
+    data: Path, photos: list[Path], pixels_file: Path, index_file: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    from emask.face.detect import Detector
+
+    detector = Detector()
+    people, test = split(data, photos)
+    pixels_file.parent.mkdir(parents=True, exist_ok=True)
+    crops, kept = [], []
+    step = 64
+    for start in range(0, len(photos), step):
+        chunk = photos[start : start + step]
+        images: list[np.ndarray] = []
+        for photo in chunk:
+            with Image.open(photo) as image:
+                images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        for offset, (image_array, faces) in enumerate(zip(images, detector.detect(images), strict=True)):
+            if not faces:
+                continue
+            # the labelled person is the one in the middle, not always the largest
+            height, width = image_array.shape[:2]
+            middle = np.array([width / 2, height / 2])
+            face = min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
+            crops.append(align(image_array, estimate(face.points)))
+            kept.append(start + offset)
+        if progress:
+            progress(min(start + step, len(photos)), len(photos))
+    partial = pixels_file.with_suffix(".partial.npy")
+    np.save(partial, np.stack(crops) if crops else np.zeros((0, CROP, CROP, 3), np.uint8))
+    partial.replace(pixels_file)
+    index = {
+        "names": [str(photos[i].relative_to(data)) for i in kept],
+        "people": [people[i] for i in kept],
+        "test": [test[i] for i in kept],
+    }
+    partial = index_file.with_suffix(".partial")
+    partial.write_text(json.dumps(index), encoding="utf-8")
+    partial.replace(index_file)

@@ -1,0 +1,217 @@
+"""Trained networks to ONNX files with a manifest; refuses unless ONNX Runtime and torch agree."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emask.errors import ModelError
+from emask.face.align import INNER
+from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
+from emask.nets.recognizer import EMBEDDING, Recognizer
+from emask.nets.restorer import Restorer
+from emask.train.loop import load
+from emask.weights import FORMAT, sha256
+
+OPSET = 17
+# Largest difference between torch and ONNX Runtime that an export may show, in the outputs' own units.
+TOLERANCE = 1e-4
+IMAGE_RANGE = "RGB in [-1, 1]"
+
+
+def editor_of(state: dict[str, Any]) -> Editor:
+    """An untrained editor of a checkpoint's sizes."""
+    return Editor(NetConfig.from_dict(state["config"]))
+
+
+def generator_from(state: dict[str, Any]) -> Generator:
+    """The generator of a stage-2 or stage-3 checkpoint, in evaluation mode."""
+    net = Generator(editor_of(state))
+    net.load_state_dict(state["generator"])
+    return net.eval()
+
+
+def restorer_from(state: dict[str, Any]) -> Restorer:
+    """The restorer of a stage-2 or stage-3 checkpoint, in evaluation mode."""
+    net = Restorer(editor_of(state))
+    net.load_state_dict(state["restorer"])
+    return net.eval()
+
+
+def recognizer_from(state: dict[str, Any]) -> Recognizer:
+    """The recognizer of a distillation checkpoint, in evaluation mode."""
+    net = Recognizer()
+    net.load_state_dict(state["student"])
+    return net.eval()
+
+
+def _random(batch: int, *shape: int) -> Tensor:
+    return torch.rand(batch, *shape) * 2 - 1
+
+
+def example_inputs(kind: str, batch: int, size: int, attributes: int = len(ATTRIBUTES)) -> dict[str, Tensor]:
+    """Random inputs of a graph, in range, by name."""
+    if kind == "recognizer":
+        return {"crop": _random(batch, 3, INNER, INNER)}
+    inputs = {"crop": _random(batch, 3, size, size)}
+    if kind == "generator":
+        inputs |= {
+            "target": nn.functional.normalize(_random(batch, EMBEDDING), dim=1),
+            "a": _random(batch, attributes),
+            "b": _random(batch, attributes),
+            "w": torch.rand(batch),
+            "eps": torch.rand(batch) * 20,
+        }
+    return inputs
+
+
+_RANGES = {
+    "crop": IMAGE_RANGE, "target": "unit length", "a": "[-1, 1], 0 unknown", "b": "[-1, 1], as a to keep the look",
+    "w": "[0, 1], 1 makes no mask", "eps": ">= 0, L2 norm over a crop in [-1, 1] units", "embedding": "unit length",
+    "change": "crop + change lies in [-1, 1]",
+}  # fmt: skip
+
+
+def to_onnx(net: nn.Module, kind: str, path: Path, size: int, attributes: int = len(ATTRIBUTES)) -> dict[str, Any]:
+    """Write one network as an ONNX file with a dynamic batch and check it against torch at batches 1 and 3.
+
+    Args:
+        net: in evaluation mode, on the CPU.
+        kind: "generator", "restorer" or "recognizer".
+        path: appears whole or not at all.
+        size: side of the crop in pixels.
+
+    Returns:
+        The manifest's entry: file, sha256, bytes, inputs, outputs.
+
+    Raises:
+        ModelError: when ONNX Runtime and torch differ by more than TOLERANCE; nothing is written then.
+    """
+    import onnx
+
+    net = copy.deepcopy(net).float().eval().to(memory_format=torch.contiguous_format)
+    inputs = example_inputs(kind, 2, size, attributes)
+    output = "embedding" if kind == "recognizer" else "change"
+    handle, name = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        torch.onnx.export(
+            net,
+            tuple(inputs.values()),
+            str(temporary),
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_axes={key: {0: "batch"} for key in [*inputs, output]},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(str(temporary))
+        onnx.checker.check_model(model)
+        for key, value in (("emask.kind", kind), ("emask.format", FORMAT)):
+            entry = model.metadata_props.add()
+            entry.key, entry.value = key, value
+        onnx.save(model, str(temporary))
+        difference = _difference(net, kind, temporary, size, attributes)
+        if not difference <= TOLERANCE:
+            raise ModelError(
+                f"{kind}: ONNX Runtime and torch differ by {difference:.2g}, more than {TOLERANCE:g}",
+                "nothing was exported; report this with the versions of torch and onnxruntime",
+            )
+        os.chmod(temporary, 0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+    def describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": _RANGES[name]}
+
+    out_shape = (1, EMBEDDING) if kind == "recognizer" else (1, 3, size, size)
+    return {
+        "file": path.name,
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "inputs": [describe(key, tuple(value.shape)) for key, value in inputs.items()],
+        "outputs": [describe(output, out_shape)],
+        "agreement": f"ONNX Runtime and torch differ by at most {difference:.1e} on random inputs",
+    }
+
+
+def _difference(net: nn.Module, kind: str, path: Path, size: int, attributes: int) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in (1, 3):
+        inputs = example_inputs(kind, batch, size, attributes)
+        with torch.no_grad():
+            ours = net(*inputs.values()).numpy()
+        theirs = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    return worst
+
+
+def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], targets: list[str]) -> None:
+    """Add or replace entries of `manifest.json`; what else it says about a model (figures, strengths) stays.
+
+    Args:
+        entries: by kind, from `to_onnx`, with anything to add.
+        targets: names of the built-in targets, the default first.
+    """
+    path = folder / "manifest.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"version": 1}
+    models = content.setdefault("models", {})
+    for kind, entry in entries.items():
+        models[kind] = {**models.get(kind, {}), **entry}
+    if targets:
+        content["targets"] = {"default": targets[0], "names": targets}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] | None = None) -> list[str]:
+    """Export all that a run folder holds: generator and restorer of its last stage, and its recognizer.
+
+    Args:
+        run: folder with `recognizer.pt`, `stage2.pt`, `stage3.pt`; what is missing is left as it is in `folder`.
+        folder: where the ONNX files and `manifest.json` go.
+        strengths: (w, eps) of the strengths low, medium and high, for the generator's entry.
+
+    Returns:
+        The kinds exported.
+
+    Raises:
+        ModelError: when the run holds nothing to export, or ONNX and torch differ.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, dict[str, Any]] = {}
+    distilled = run / "recognizer.pt"
+    if distilled.exists():
+        state = load(distilled, "")
+        entry = to_onnx(recognizer_from(state), "recognizer", folder / "recognizer.onnx", INNER)
+        entries["recognizer"] = {**entry, "training": "emask train --stage recognizer", **state.get("measured", {})}
+    last = next((run / f"stage{n}.pt" for n in (3, 2) if (run / f"stage{n}.pt").exists()), None)
+    if last is not None:
+        state = load(last, "")
+        generator, restorer = generator_from(state), restorer_from(state)
+        size, attributes = generator.config.size, generator.config.attributes
+        entry = to_onnx(generator, "generator", folder / "generator.onnx", size, attributes)
+        entries["generator"] = {**entry, "training": "emask train --stage all", "attributes": list(ATTRIBUTES)}
+        if strengths:
+            entries["generator"]["strengths"] = strengths
+        entry = to_onnx(restorer, "restorer", folder / "restorer.onnx", size, attributes)
+        entries["restorer"] = {**entry, "training": "emask train --stage all"}
+    if not entries:
+        raise ModelError(f"{run} holds no trained weights", "run emask train first, or name another run folder")
+    targets = sorted(p.stem for p in (folder / "targets").glob("*.jpg"))
+    write_manifest(folder, entries, targets)
+    return list(entries)

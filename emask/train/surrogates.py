@@ -1,0 +1,166 @@
+"""Recognizers made differentiable: ONNX files turned into torch modules, for training only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from emask.errors import TrainingError
+from emask.face.align import INNER, MARGIN
+
+
+class _FrozenPReLU(torch.autograd.Function):
+    """PReLU without a gradient for its slope: torch's own spends a third of a recognizer's backward pass on that."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, slope)
+        return torch.nn.functional.prelu(x, slope.flatten())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, slope = ctx.saved_tensors
+        positive = torch.ops.aten.threshold_backward(grad, x, 0)  # vectorised in bfloat16, which `where` is not
+        return torch.addcmul(grad * slope, positive, 1 - slope), None
+
+
+class FrozenPReLU(nn.Module):
+    """Channel-wise PReLU with a fixed slope."""
+
+    def __init__(self, slope: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("slope", slope.detach().reshape(1, -1, 1, 1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = self.slope
+        assert isinstance(slope, Tensor)
+        return _FrozenPReLU.apply(x, slope.to(x.dtype))
+
+
+@dataclass(frozen=True)
+class SurrogateCard:
+    """What a recognizer file wants to be fed.
+
+    Attributes:
+        name, file: its name and its ONNX file.
+        fold: which half of a leave-some-out protocol it belongs to, or "".
+        size: (height, width) of its input in pixels; cut from the middle of the 112-pixel template.
+        mean, std: per channel, applied to grey levels 0..255.
+    """
+
+    name: str
+    file: Path
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fold: str = ""
+
+
+def read_cards(folder: Path) -> dict[str, SurrogateCard]:
+    """The cards in a folder's recognizers.json, by name."""
+    path = folder / "recognizers.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["recognizers"]
+    except OSError as error:
+        raise TrainingError(f"no recognizers.json in {folder}", "name a folder of surrogates") from error
+    return {
+        e["name"]: SurrogateCard(
+            e["name"], folder / e["file"], tuple(e["size"]), tuple(e["mean"]), tuple(e["std"]), e.get("fold", "")
+        )
+        for e in entries
+    }
+
+
+class Subsampled(nn.Module):
+    """A depthwise convolution of stride 2 as one of stride 1 that keeps every second pixel.
+
+    The same numbers; oneDNN's backward pass through a strided depthwise convolution is ten times slower.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.stride = conv.stride
+        conv.stride = (1, 1)
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, :, :: self.stride[0], :: self.stride[1]]
+
+
+def _fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Fold batch norms into the convolutions before them and replace PReLU by its frozen form."""
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    modules = dict(graph.named_modules())
+    users: dict[str, int] = {}
+    for node in graph.graph.nodes:
+        users[node.name] = len(node.users)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = modules[str(node.target)]
+        if isinstance(module, nn.BatchNorm2d):
+            before = node.args[0]
+            if before.op == "call_module" and isinstance(modules[str(before.target)], nn.Conv2d) and users[before.name] == 1:
+                fused = fuse_conv_bn_eval(modules[str(before.target)], module)  # type: ignore[arg-type]
+                graph.add_submodule(str(before.target), fused)
+                modules[str(before.target)] = fused
+                node.replace_all_uses_with(before)
+                graph.graph.erase_node(node)
+        elif type(module).__name__ in {"OnnxPReLU", "PReLU"}:
+            slope = node.args[1] if len(node.args) > 1 else None
+            if slope is None:
+                weight = module.weight
+            elif slope.op == "get_attr":
+                weight = graph
+                for part in str(slope.target).split("."):
+                    weight = getattr(weight, part)
+            else:
+                continue
+            graph.add_submodule(str(node.target) + "_frozen", FrozenPReLU(weight))
+            node.target = str(node.target) + "_frozen"
+            node.args = (node.args[0],)
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and module.stride == (2, 2):
+            if module.padding == (1, 1):
+                graph.add_submodule(name, Subsampled(module))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+class Surrogate(nn.Module):
+    """A frozen, differentiable recognizer.
+
+    Input: (B, 3, S, S) float32 RGB crops in [-1, 1], S the crop size of `emask.face.align`; or (B, 3, 112, 112), the
+    inner square. Output: (B, D) float32 unit embeddings.
+    """
+
+    def __init__(self, card: SurrogateCard) -> None:
+        super().__init__()
+        import onnx
+        import onnx2torch
+
+        self.card = card
+        graph = onnx2torch.convert(onnx.load(str(card.file))).eval()
+        self.net = _fold(graph).to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
+
+    def prepare(self, crops: Tensor) -> Tensor:
+        """Cut the recognizer's input from crops and normalise it."""
+        offset = MARGIN if crops.shape[-1] != INNER else 0
+        height, width = self.card.size
+        top, left = offset + (INNER - height) // 2, offset + (INNER - width) // 2
+        x = crops[:, :, top : top + height, left : left + width]
+        x = ((x + 1.0) * 127.5 - self.mean) / self.std  # type: ignore[operator]
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return nn.functional.normalize(self.net(self.prepare(crops)).float(), dim=1)

@@ -1,0 +1,232 @@
+"""Where the trained models and built-in targets are, and whether they are what the manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from emask.errors import ModelError, UsageError
+from emask.results import ModelStatus
+
+KINDS = ("generator", "restorer", "recognizer")
+STRENGTHS = ("low", "medium", "high")
+# Version of the graph signatures this code runs, the `emask.format` entry of a model file.
+FORMAT = "1"
+TARGET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_REINSTALL = "reinstall emask, or point EMASK_MODELS_DIR at a folder with its models"
+
+
+def models_dir() -> Path:
+    """The folder of the shipped models: EMASK_MODELS_DIR, the wheel's own, or the checkout's `models/`."""
+    override = os.environ.get("EMASK_MODELS_DIR")
+    if override:
+        return Path(override)
+    package = Path(__file__).resolve().parent
+    installed = package / "_models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def manifest() -> dict[str, Any]:
+    """The parsed `manifest.json` of the shipped models.
+
+    Raises:
+        ModelError: when it is missing, damaged, or of a version this code does not know.
+    """
+    path = models_dir() / "manifest.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"no models found: {path} is missing", _REINSTALL) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}", _REINSTALL) from None
+    if not isinstance(content, dict) or content.get("version") != 1 or not isinstance(content.get("models"), dict):
+        raise ModelError(f"{path} is no manifest of version 1", _REINSTALL)
+    return content
+
+
+def locate(name: str | Path, *, check: bool = True) -> Path:
+    """The file of a model, given as a path or as the bare name of a shipped one ("restorer", "restorer.onnx").
+
+    Args:
+        name: a path, or a bare name. A file of that name in the working directory comes first.
+        check: compare a shipped file with the manifest's sha256.
+
+    Raises:
+        ModelError: when there is no such model, or a shipped one is damaged.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a folder, not a model file", "name an .onnx file")
+    shipped = manifest()["models"] if path.name == str(name) else {}
+    for entry in shipped.values():
+        if str(name) in (entry.get("file"), str(entry.get("file", "")).removesuffix(".onnx")):
+            return shipped_path(Path(entry["file"]).stem, check=check)
+    raise ModelError(
+        f"no such model: {name}",
+        "name an .onnx file, or one that ships: " + ", ".join(str(e.get("file")) for e in shipped.values())
+        if shipped
+        else "name an .onnx file that exists, or a bare name of one that ships, such as restorer.onnx",
+    )
+
+
+def shipped_path(kind: str, *, check: bool = True) -> Path:
+    """The shipped model of this kind.
+
+    Raises:
+        ModelError: when it is missing from the manifest or the folder, or its sha256 differs.
+    """
+    entry = manifest()["models"].get(kind)
+    if not isinstance(entry, dict) or "file" not in entry:
+        raise ModelError(f"the manifest lists no {kind}", _REINSTALL)
+    path = models_dir() / entry["file"]
+    if not path.is_file():
+        raise ModelError(f"model file {path} is missing", _REINSTALL)
+    if check and sha256(path) != entry.get("sha256"):
+        raise ModelError(f"model file {path} is damaged: its sha256 is not the manifest's", _REINSTALL)
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex; hashed once per process for each size and modification time."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _sha256(path: Path, size: int, mtime: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def kind_of(path: Path) -> str:
+    """The kind written into a model file.
+
+    Returns:
+        "generator", "restorer" or "recognizer".
+
+    Raises:
+        ModelError: when the file cannot be read, is no ONNX file, was not made by emask, or is of another format.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception:  # protobuf's own error types are no public interface of onnx
+        raise ModelError(f"{path} is no ONNX model", "name a model file that emask export made") from None
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    kind = properties.get("emask.kind")
+    if kind not in KINDS or not model.graph.node:
+        raise ModelError(f"{path} is no emask model", "name a model file that emask export made")
+    if properties.get("emask.format") != FORMAT:
+        raise ModelError(
+            f"{path} has model format {properties.get('emask.format')}, this emask runs format {FORMAT}",
+            "export the model again with this version of emask",
+        )
+    return kind
+
+
+def require_kind(path: Path, kind: str) -> Path:
+    """The path itself, when the file is an emask model of this kind.
+
+    Raises:
+        ModelError: otherwise.
+    """
+    found = kind_of(path)
+    if found != kind:
+        raise ModelError(f"{path} is a {found}, not a {kind}", f"name a {kind}, such as the shipped {kind}.onnx")
+    return path
+
+
+def target_names() -> list[str]:
+    """Names of the built-in targets; empty when none ship."""
+    names = manifest().get("targets", {}).get("names", [])
+    return [str(name) for name in names]
+
+
+def find_target(name: str | Path | None = None) -> Path:
+    """The photo of a target.
+
+    Args:
+        name: a photo file, the bare name of a built-in target, or None for the default built-in one.
+
+    Raises:
+        UsageError: when there is no such file and no such built-in target.
+        ModelError: when a built-in target the manifest lists is missing.
+    """
+    if name is None:
+        default = manifest().get("targets", {}).get("default")
+        if not default:
+            raise UsageError("no default target ships with these models", "name a photo: --target PHOTO")
+        name = str(default)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.exists():
+        raise UsageError(f"target {path} is a folder", "name one photo with one face")
+    if path.name != str(name) or path.suffix.lower() in TARGET_SUFFIXES:
+        raise UsageError(f"no such target file: {name}", "name a photo, or omit --target for the built-in one")
+    names = target_names()
+    if str(name) not in names:
+        raise UsageError(f"no such target: {name}", "built-in targets: " + (", ".join(names) or "none"))
+    for suffix in TARGET_SUFFIXES:
+        candidate = models_dir() / "targets" / f"{name}{suffix}"
+        if candidate.is_file():
+            return candidate
+    raise ModelError(f"built-in target {name} is missing from {models_dir() / 'targets'}", _REINSTALL)
+
+
+def strength(level: str) -> tuple[float, float]:
+    """(w, eps) of a strength level: information injection weight in 0..1, L2 budget over the crop in [-1, 1] units.
+
+    Raises:
+        UsageError: for a level other than low, medium, high.
+        ModelError: when the manifest has no figures for it.
+    """
+    if level not in STRENGTHS:
+        raise UsageError(f"no such strength: {level}", "choose low, medium or high")
+    try:
+        entry = manifest()["models"]["generator"]["strengths"][level]
+        return float(entry["w"]), float(entry["eps"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"the manifest has no figures for strength {level}", _REINSTALL) from None
+
+
+def thresholds() -> dict[str, float]:
+    """Cosine thresholds of the shipped recognizer by false accept rate: "0.1", "0.01", "0.001".
+
+    Raises:
+        ModelError: when the manifest has none.
+    """
+    try:
+        entries = manifest()["models"]["recognizer"]["thresholds"]
+        return {rate: float(entries[rate]) for rate in ("0.1", "0.01", "0.001")}
+    except (KeyError, TypeError, ValueError):
+        raise ModelError("the manifest has no thresholds for the recognizer", _REINSTALL) from None
+
+
+def status() -> list[ModelStatus]:
+    """Every model of the manifest and whether its file is there and unchanged.
+
+    Raises:
+        ModelError: when there is no readable manifest.
+    """
+    entries = []
+    for kind, entry in manifest()["models"].items():
+        path = models_dir() / str(entry.get("file", f"{kind}.onnx"))
+        there = path.is_file()
+        same = there and sha256(path) == entry.get("sha256")
+        message = "" if same else ("damaged" if there else "missing")
+        size = path.stat().st_size if there else 0
+        entries.append(ModelStatus(path.stem, kind, str(path), size, sha256_ok=same, message=message))
+    return entries

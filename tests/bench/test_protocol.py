@@ -1,0 +1,181 @@
+"""The photo protocol end to end on synthetic people: a mask that does nothing, one that pastes the target's face."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, through_disk
+from emask.bench.table import render
+from emask.errors import UsageError
+from emask.face.align import INNER, MARGIN
+from emask.face.detect import Detector, Face
+from emask.recognize import Recognizer
+from emask.recognize.cards import Card
+
+PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
+FARS = (0.1,)
+
+
+def write_pairs(folder: Path, names: list[str]) -> None:
+    """An LFW pairs file of one pair of each kind in each of ten folds; the last two name all people."""
+    rows = ["somebody\t1\t2", "somebody\t1\tanother\t1"] * 8
+    rows += [f"{names[0]}\t1\t2", f"{names[1]}\t1\t{names[2]}\t1", f"{names[3]}\t1\t2", f"{names[4]}\t1\t{names[5]}\t1"]
+    (folder / "lfw_pairs.txt").write_text("10\t1\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    names = sorted({p.stem.rsplit("_", 1)[0] for p in PEOPLE.glob("*_1.jpg")})
+    assert len(names) >= 6
+    for name in names:
+        (folder / name).mkdir()
+        for photo in PEOPLE.glob(f"{name}_*.jpg"):
+            shutil.copy(photo, folder / name)
+    write_pairs(folder, names)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+    """Compares pictures by the mean colour of 8 x 8 blocks."""
+    path = tmp_path_factory.mktemp("judge") / "judge.onnx"
+    nodes = [
+        helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
+        helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
+        helper.make_node("Flatten", ["centred"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "judge",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 588])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    return Recognizer(Card("judge", path), "cpu")
+
+
+@pytest.fixture(scope="module")
+def selection(data: Path, detector: Detector) -> Selection:
+    return select(data, 4, 2, 0, detector)
+
+
+def as_pixels(inner: np.ndarray) -> np.ndarray:
+    return inner.reshape(len(inner), -1)
+
+
+def paste_target(crops: np.ndarray, target: np.ndarray) -> np.ndarray:
+    middle = slice(MARGIN, MARGIN + INNER)
+    change = np.zeros_like(crops)
+    change[:, :, middle, middle] = target.reshape(-1, 3, INNER, INNER) - crops[:, :, middle, middle]
+    return change
+
+
+NOTHING = Method(lambda crops, target: np.zeros_like(crops), np.zeros_like, as_pixels)
+ORACLE = Method(paste_target, np.zeros_like, as_pixels)
+
+
+def test_selection(selection: Selection, data: Path, detector: Detector) -> None:
+    used = [s.person for s in selection.sources] + [t.name for t in selection.unseen]
+    assert len(selection.sources) == 4 and len(selection.unseen) == 2 and len(set(used)) == 6
+    assert all(s.photo.name != s.other.name and s.person in s.other.name for s in selection.sources)
+    assert len(selection.calibration_crops) == 12 and not selection.skipped
+    again = select(data, 4, 2, 0, detector)
+    assert [s.person for s in again.sources] == [s.person for s in selection.sources]
+    with pytest.raises(UsageError, match="leave none"):
+        select(data, 1, 6, 0, detector)
+
+
+def test_a_mask_that_does_nothing(selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path) -> None:
+    result = run(NOTHING, selection, selection.unseen[:1], [judge], tmp_path, detector, fars=FARS)
+    name = selection.unseen[0].name
+    for entry in (result["targets"][name], result["unseen"]):
+        figures = entry["recognizers"]["judge"]
+        assert entry["before_jpeg"]["psnr_min"] == 100.0
+        assert entry["after_jpeg"] == result["clean"]["after_jpeg"] and entry["after_jpeg"]["psnr_mean"] < 60
+        for figure in ("impersonation_given", "impersonation_other", "dodging_other", "dodging_same"):
+            assert figures[figure] == figures[figure + "_clean"]
+        assert figures["impersonation_given"]["0.1"]["value"] < 0.6
+        assert figures["dodging_same"]["0.1"]["value"] == 0.0
+    for entry in result["erasing"].values():
+        figures = entry["recognizers"]["judge"]
+        assert figures["reverified_same"] == figures["reverified_same_clean"]
+        assert entry["restored"]["psnr_mean"] == pytest.approx(entry["protected"]["psnr_mean"], abs=1.5)
+
+
+def test_a_mask_that_pastes_the_target(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path
+) -> None:
+    result = run(ORACLE, selection, selection.unseen[:1], [judge], tmp_path, detector, fars=FARS)
+    name = selection.unseen[0].name
+    for entry in (result["targets"][name], result["unseen"]):
+        figures = entry["recognizers"]["judge"]
+        assert figures["impersonation_given"]["0.1"]["value"] == 1.0
+        assert entry["before_jpeg"]["psnr_mean"] < 30
+    # the mask was never taken off
+    for entry in result["erasing"].values():
+        assert entry["recognizers"]["judge"]["erased"]["0.1"]["value"] == 0.0
+    assert result["summary"]["0.1"]["judge"]["targets_at_90"] == 1
+    assert len(list(tmp_path.rglob("*.jpg"))) == 4 * (1 + 2 + 2)
+
+
+def test_a_mask_that_destroys_the_face_is_no_success(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path
+) -> None:
+    grey = Method(lambda crops, target: -crops, np.zeros_like, as_pixels)
+    result = run(grey, selection, [], [judge], tmp_path, detector, fars=FARS)
+    entry = result["unseen"]
+    assert entry["not_found"] == 4
+    figures = entry["recognizers"]["judge"]
+    assert figures["impersonation_given"]["0.1"]["value"] == figures["dodging_other"]["0.1"]["value"] == 0.0
+    erased = result["erasing"]["unseen targets"]["recognizers"]["judge"]
+    assert erased["erased"]["0.1"]["value"] == erased["reverified_other"]["0.1"]["value"] == 0.0
+
+
+def test_document_and_table_are_deterministic(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path
+) -> None:
+    first = run(ORACLE, selection, selection.unseen, [judge], tmp_path / "a", detector, fars=FARS)
+    second = run(ORACLE, selection, selection.unseen, [judge], tmp_path / "b", detector, fars=FARS)
+    text = json.dumps(first, allow_nan=False)
+    assert text == json.dumps(second, allow_nan=False)
+    table = render(json.loads(text))
+    for heading in ("Built-in targets", "unseen targets", "Erasing", "Dodging", "clean"):
+        assert heading in table
+    assert table.count("100.0 [") >= 3
+
+
+def test_files_on_disk_are_what_is_decoded(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (decoded,) = through_disk([picture], tmp_path / "x", 90)
+    assert decoded.shape == picture.shape and not np.array_equal(decoded, picture)
+    assert (tmp_path / "x" / "00000.jpg").stat().st_size > 500
+
+
+def test_main_face_and_region(detector: Detector) -> None:
+    def face(x: float, size: float) -> Face:
+        points = np.full((5, 2), (x, 100.0), np.float32)
+        return Face(np.array([x - size / 2, 0, x + size / 2, size], np.float32), points, 1.0)
+
+    assert main_face([face(20, 60), face(100, 50)], (200, 200, 3)) is not None
+    assert main_face([face(20, 60), face(100, 50)], (200, 200, 3)).points[0, 0] == 100  # type: ignore[union-attr]
+    assert main_face([], (200, 200, 3)) is None
+    photo = np.asarray(Image.open(PEOPLE / "ines_1.jpg"))
+    located = locate(["a", "b"], [photo, np.zeros_like(photo)], detector)
+    assert located[1] is None and located[0] is not None
+    rows, columns = face_region(located[0])
+    assert 100 < rows.stop - rows.start <= 256 and 100 < columns.stop - columns.start <= 256

@@ -1,0 +1,289 @@
+"""The commands from the outside: exit codes, what is printed where, and that originals and folders stay as they were.
+
+Not tested here: the figures themselves (tests/pipeline), and the shipped models.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emask import images
+from emask.cli.app import main
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def work(tmp_path: Path, face: np.ndarray, scene: np.ndarray, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: photos/ with a face in sub/face.jpg and none in scene.png, and tgt.jpg."""
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    Image.fromarray(face).save(tmp_path / "photos" / "sub" / "face.jpg", quality=95)
+    Image.fromarray(scene).save(tmp_path / "photos" / "scene.png")
+    Image.fromarray(np.ascontiguousarray(face[:, ::-1])).save(tmp_path / "tgt.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def huge_png() -> bytes:
+    """A PNG header that promises 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+
+def test_the_three_commands_as_the_manual_writes_them(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    originals = snapshot(work / "photos")
+    assert main(["protect", "photos/", "--target", "tgt.jpg"]) == 0
+    out, err = capsys.readouterr()
+    assert "sub/face.jpg -> protected/sub/face.jpg" in out.replace(os.sep, "/")
+    assert "target" in out and "dB" in out and "1 protected, 1 without a face; ONNX Runtime CPU" in out
+    assert "no face found" in err and "scene.png" in err
+    assert list(snapshot(work / "protected")) == [str(Path("sub/face.jpg"))]
+    assert Image.open("protected/sub/face.jpg").size == (260, 260)
+
+    assert main(["erase", "protected/", "--key", "restorer.onnx", "--reference", "photos/sub/face.jpg"]) == 0
+    out, err = capsys.readouterr()
+    assert "protected to restored" in out and "reference" in out and not err
+    assert (work / "erased" / "sub" / "face.jpg").is_file()
+
+    assert main(["verify", "photos/sub/face.jpg", "protected/sub/face.jpg", "--after", "jpeg:75,resize:200"]) == 0
+    out, err = capsys.readouterr()
+    assert "cosine" in out and "FAR 0.001" in out and not err
+    assert snapshot(work / "photos") == originals
+
+
+def test_json_is_one_document_and_resume_skips(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["protect", "photos", "--json", "--strength", "low"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["version"] == 1 and document["command"] == "protect"
+    by_name = {Path(entry["source"]).name: entry for entry in document["files"]}
+    assert by_name["scene.png"]["status"] == "no-face" and by_name["scene.png"]["output"] is None
+    (face,) = by_name["face.jpg"]["faces"]
+    assert -1 <= face["target_after"] <= 1 and face["psnr"] > 20 and face["verdict"]
+    assert document["summary"]["done"] == 1 and document["summary"]["engine"] == "ONNX Runtime CPU"
+
+    before = (work / "protected/sub/face.jpg").stat().st_mtime_ns
+    assert main(["protect", "photos", "--json", "--resume"]) == 0
+    statuses = {entry["status"] for entry in json.loads(capsys.readouterr().out)["files"]}
+    assert statuses == {"skipped", "no-face"}
+    assert main(["protect", "photos/sub/face.jpg", "-o", "protected/sub"]) == 1
+    captured = capsys.readouterr()
+    assert "exists already" in captured.err and "hint: use --force" in captured.err
+    assert (work / "protected/sub/face.jpg").stat().st_mtime_ns == before
+    assert main(["protect", "photos/sub/face.jpg", "-o", "protected/sub", "--force"]) == 0
+    assert (work / "protected/sub/face.jpg").stat().st_mtime_ns > before
+
+
+# what is put into photos/bad.jpg, the arguments, the exit code, and what the one line says
+BAD_PHOTOS = [
+    ("text", b"not a picture at all\n" * 20, 1, "is not a PNG, JPEG or WebP picture"),
+    ("empty", b"", 1, "is empty"),
+    ("truncated", None, 1, "is truncated"),
+    ("corrupt", b"\x89PNG\r\n\x1a\n" + b"\0" * 64, 1, "bad.jpg"),
+    ("huge", huge_png(), 1, "is too large"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "code", "said"), BAD_PHOTOS, ids=[case[0] for case in BAD_PHOTOS])
+def test_a_bad_photo_is_one_line_and_the_rest_is_done(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, code: int, said: str
+) -> None:
+    good = (work / "photos/sub/face.jpg").read_bytes()
+    bad = work / "photos" / "bad.jpg"
+    bad.write_bytes(good[: len(good) // 2] if content is None else content)
+    originals = snapshot(work / "photos")
+    assert main(["protect", "photos"]) == code
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and said in errors[0] and "bad.jpg" in errors[0]
+    assert "Traceback" not in captured.err
+    assert list(snapshot(work / "protected")) == [str(Path("sub/face.jpg"))]
+    assert snapshot(work / "photos") == originals
+
+
+# arguments, exit code, what the error says; {folder} is the working directory
+REFUSED = [
+    (["protect", "nowhere.jpg"], 2, "no such file"),
+    (["protect", "empty"], 2, "no photos in"),
+    (["protect"], 2, ""),
+    (["protect", "photos", "--target", "nobody.jpg"], 2, "no such target"),
+    (["protect", "photos", "--target", "nobody"], 2, "no such target"),
+    (["protect", "photos", "--target", "two.png"], 2, "2 faces"),
+    (["protect", "photos", "--target", "photos/scene.png"], 3, "no face found in the target"),
+    (["protect", "photos", "--faces", "some"], 2, "--faces"),
+    (["protect", "photos", "--strength", "huge"], 2, "strength"),
+    (["protect", "photos", "-o", "tgt.jpg"], 2, "is a file"),
+    (["protect", "photos", "-o", "photos"], 2, "input folder"),
+    (["protect", "photos/sub/face.jpg", "-o", "photos/sub", "--force"], 2, "overwrite an original"),
+    (["protect", "photos/sub/face.jpg", "-o", "link.jpg", "--force"], 2, "overwrite an original"),
+    (["protect", "photos/sub/face.jpg", "-o", "hard.jpg", "--force"], 2, "overwrite an original"),
+    (["protect", "photos/sub/face.jpg", "--target", "tgt.jpg", "-o", "tgt.jpg", "--force"], 2, "overwrite an original"),
+    (["protect", "photos/sub/face.jpg", "-o", "face.png"], 2, "keeps its format"),
+    (["protect", "photos/sub/face.jpg", "photos2/face.jpg"], 2, "both be written"),
+    (["protect", "photos/scene.png"], 3, ""),
+    (["protect", "-", "photos"], 2, "cannot be mixed"),
+    (["protect", "photos", "-o", "-"], 2, "only one photo"),
+    (["protect", "photos/sub/face.jpg", "-o", "-", "--json"], 2, "--json"),
+    (["protect", "photos", "--quality", "101"], 2, "quality"),
+    (["erase", "photos"], 2, "--key"),
+    (["erase", "photos", "--key", "nokey.onnx"], 5, "no such model"),
+    (["erase", "photos", "--key", "tgt.jpg"], 5, "no ONNX model"),
+    (["erase", "photos", "--key", "generator.onnx"], 5, "not a restorer"),
+    (["erase", "photos", "--key", "foreign.onnx"], 5, "no emask model"),
+    (["erase", "photos", "--key", "restorer", "--reference", "nobody.jpg"], 2, "reference"),
+    (["verify", "tgt.jpg", "nobody.jpg"], 2, "no such file"),
+    (["verify", "tgt.jpg", "photos/scene.png"], 3, "no face found"),
+    (["verify", "tgt.jpg", "tgt.jpg", "--after", "rotate:3"], 2, "rotate"),
+    (["verify", "tgt.jpg", "tgt.jpg", "--after", "jpeg:0"], 2, "out of range"),
+    (["verify", "tgt.jpg", "tgt.jpg", "--after", "jpeg:x"], 2, "number"),
+    (["verify", "tgt.jpg", "tgt.jpg", "--recognizer", "missing.onnx"], 5, "missing.onnx"),
+    (["frobnicate"], 2, "frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_what_cannot_be_done_is_refused(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    two_faces: np.ndarray,
+    foreign_model: Path,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    (work / "empty").mkdir()
+    (work / "photos2").mkdir()
+    face = work / "photos/sub/face.jpg"
+    (work / "photos2/face.jpg").write_bytes(face.read_bytes())
+    (work / "link.jpg").symlink_to(face)
+    (work / "hard.jpg").hardlink_to(face)
+    (work / "foreign.onnx").write_bytes(foreign_model.read_bytes())
+    Image.fromarray(two_faces).save(work / "two.png")
+    before = snapshot(work)
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert said in captured.err and "Traceback" not in captured.err
+    if said:
+        assert len([line for line in captured.err.splitlines() if line.startswith("error:")]) == 1
+    assert snapshot(work) == before
+
+
+def test_a_damaged_shipped_model_is_refused(
+    work: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in models.glob("*.*"):
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "generator.onnx").write_bytes((models / "generator.onnx").read_bytes()[:-3] + b"abc")
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(broken))
+    assert main(["protect", "photos", "--target", "tgt.jpg"]) == 5
+    assert "sha256" in capsys.readouterr().err
+    assert main(["models", "check"]) == 5
+    assert "WRONG" in capsys.readouterr().out
+    assert main(["models", "list"]) == 0
+    (broken / "manifest.json").unlink()
+    assert main(["models", "list"]) == 5
+
+
+def test_models_list_and_check(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(kind in out for kind in ("generator", "restorer", "recognizer")) and out.count("sha256 ok") == 3
+    assert main(["models", "check", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["ok"] for entry in document["files"]] == [True] * 3
+    assert [entry["runs"] for entry in document["files"]] == [True] * 3
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EROFS", "EACCES"])
+def test_a_folder_that_takes_no_file(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    import errno
+
+    code = getattr(errno, number)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(images.os, "fsync", refuse)
+    originals = snapshot(work / "photos")
+    assert main(["protect", "photos/sub/face.jpg"]) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 2 and "cannot write protected" in err and "hint:" in err
+    assert snapshot(work / "protected") == {} and snapshot(work / "photos") == originals
+
+
+def test_a_read_only_output_folder_is_seen_before_the_work(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = work / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    if os.access(locked, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    assert main(["protect", "photos", "-o", "locked/out"]) == 1
+    assert "cannot write into" in capsys.readouterr().err and not list(locked.iterdir())
+
+
+def test_interrupted_while_writing(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images.os, "fsync", stop)
+    assert main(["protect", "photos"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert snapshot(work / "protected") == {}
+
+
+def test_standard_input_to_standard_output(
+    work: Path, face: np.ndarray, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(face).save(buffer, format="PNG")
+
+    class Stdin:
+        """Standard input as a pipe has it."""
+
+        def __init__(self) -> None:
+            self.buffer = io.BytesIO(buffer.getvalue())
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Stdin())
+    assert main(["protect", "-"]) == 0
+    out, err = capfdbinary.readouterr()
+    written = np.asarray(Image.open(io.BytesIO(out)))
+    assert written.shape == face.shape and (written != face).any()
+    assert b"1 protected" in err
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    script = (
+        "import sys, contextlib, io\n"
+        "from emask.cli.app import main\n"
+        "for words in (['--help'], ['--version'], *([c, '--help'] for c in 'protect erase verify models'.split())):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert main(words) == 0, words\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'PIL', 'numpy', 'facenet_pytorch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

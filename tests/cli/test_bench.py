@@ -1,0 +1,142 @@
+"""`emask bench`: one run with tiny models, and errors a user can act on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from onnx import TensorProto, helper
+from PIL import Image
+from typer.testing import CliRunner
+
+from emask.cli.bench import bench
+
+app = typer.Typer()
+app.command()(bench)
+
+
+@pytest.fixture
+def bare_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models folder with a manifest only."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(folder))
+    entry = {"file": "generator.onnx", "sha256": "", "strengths": {"medium": {"w": 0.1, "eps": 10.0}}}
+    (folder / "manifest.json").write_text(json.dumps({"version": 1, "models": {"generator": entry}, "targets": {}}))
+    return folder
+
+
+def run_bench(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output + (result.stderr if result.stderr_bytes is not None else "")
+
+
+def test_data_and_recognizers_are_required() -> None:
+    assert run_bench()[0] == 2
+
+
+def test_missing_model_is_one_line_and_exit_code_5(bare_models: Path, tmp_path: Path) -> None:
+    code, output = run_bench("--data", str(tmp_path), "--recognizers", str(tmp_path))
+    assert code == 5 and "generator.onnx is missing" in output and "Traceback" not in output
+
+
+def test_unknown_strength_is_a_usage_error(bare_models: Path, tmp_path: Path) -> None:
+    code, output = run_bench("--data", str(tmp_path), "--recognizers", str(tmp_path), "--strength", "huge")
+    assert code == 2 and "huge" in output
+
+
+def test_folder_without_recognizers(bare_models: Path, tmp_path: Path) -> None:
+    for kind in ("generator", "restorer", "recognizer"):
+        (bare_models / f"{kind}.onnx").write_bytes(b"x")
+    manifest = json.loads((bare_models / "manifest.json").read_text())
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # sha256 of "x"
+    for kind in ("generator", "restorer", "recognizer"):
+        manifest["models"].setdefault(kind, {"file": f"{kind}.onnx"})["sha256"] = digest
+    (bare_models / "manifest.json").write_text(json.dumps(manifest))
+    code, output = run_bench("--data", str(tmp_path), "--recognizers", str(tmp_path))
+    assert code == 5 and "no recognizers.json" in output
+
+
+PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos each of 24 "people", all kept out of training: six synthetic ones, also mirrored and tinted."""
+    folder = tmp_path_factory.mktemp("data")
+    names = []
+    for first in sorted(PEOPLE.glob("*_1.jpg")):
+        for version in range(4):
+            name = first.stem.removesuffix("_1") + "abcd"[version]
+            names.append(name)
+            (folder / name).mkdir()
+            for number in (1, 2):
+                pixels = np.asarray(Image.open(first.with_name(first.name.replace("_1.", f"_{number}."))))
+                if version % 2:
+                    pixels = pixels[:, ::-1]
+                if version > 1:
+                    pixels = (pixels * np.array([0.7, 0.85, 1.0])).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / name / f"{name}_{number:04d}.jpg", quality=95)
+    half = len(names) // 2
+    rows = [f"{n}\t1\t2" for n in names[:half]] + [f"{names[half - 1]}\t1\t{n}\t1" for n in names[half:]]
+    others = ["somebody\t1\t2"] * (len(rows) * 9)
+    (folder / "lfw_pairs.txt").write_text(f"10\t{half}\n" + "\n".join([*others, *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One recognizer of fold B, which compares mean colours of blocks, and the card of an absent one of fold A."""
+    folder = tmp_path_factory.mktemp("judges")
+    graph = helper.make_graph(
+        [
+            helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
+            helper.make_node("Flatten", ["pooled"], ["out"]),
+        ],
+        "judge",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 147])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "blocks.onnx"))
+    card = {"size": [112, 112], "mean": [127.5] * 3, "std": [127.5] * 3, "input_name": "data"}
+    cards = [{"name": n, "file": f"{n}.onnx", "fold": f, **card} for n, f in (("blocks", "B"), ("absent", "A"))]
+    (folder / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+    return folder
+
+
+def test_a_run_writes_document_and_table(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(data), "--recognizers", str(judges), "--faces", "5", "--unseen-targets", "2"]
+    arguments += ["--device", "cpu", "--json", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document == json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert document["faces"] == 5 and list(document["targets"]) == ["ada"] and list(document["judges"]) == ["blocks"]
+    assert document["settings"]["w"] == 0.3 and document["settings"]["eps"] == 20.0
+    assert set(document["models"]) == {"generator", "restorer", "recognizer"}
+    assert set(document["thresholds"]["blocks"]) == {"0.1", "0.01", "0.001"}
+    # the tiny generator's mask is visible in the figures, and the tiny restorer takes most of it off
+    entry = document["erasing"]["default target"]
+    assert 25 < entry["protected"]["psnr_mean"] < document["clean"]["after_jpeg"]["psnr_mean"] - 1
+    assert entry["restored"]["psnr_mean"] > entry["protected"]["psnr_mean"] + 1
+    assert "blocks" in (tmp_path / "out" / "bench.md").read_text()
+
+
+def test_too_few_people_is_a_usage_error(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    for name in ("inesa", "junea", "kiraa", "liama"):
+        (few / name).mkdir(parents=True)
+        for photo in (data / name).iterdir():
+            (few / name / photo.name).write_bytes(photo.read_bytes())
+    (few / "lfw_pairs.txt").write_bytes((data / "lfw_pairs.txt").read_bytes())
+    arguments = ["--data", str(few), "--recognizers", str(judges), "--device", "cpu", "--unseen-targets"]
+    code, output = run_bench(*arguments, "1")
+    assert code == 2 and "too few" in output and "Traceback" not in output
+    code, output = run_bench(*arguments, "4")
+    assert code == 2 and "leave none" in output

@@ -1,0 +1,130 @@
+"""ONNX Runtime and torch on the tiny models: the protocol's promises, and that both give the same numbers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emask.engine import Engine, open_engine, to_grey_levels, to_network
+from emask.errors import EmaskError, ModelError, UsageError
+
+
+def crops(count: int, size: int = 128) -> np.ndarray:
+    return np.random.default_rng(count).uniform(-1, 1, (count, 3, size, size)).astype(np.float32)
+
+
+@pytest.fixture(params=["onnx", "torch"])
+def engine(request: pytest.FixtureRequest, models: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setenv("EMASK_ENGINE", request.param)
+    return everything(models)
+
+
+def everything(models: Path) -> Engine:
+    return open_engine(
+        models / "generator.onnx", models / "restorer.onnx", models / "recognizer.onnx", device="cpu"
+    )
+
+
+def test_shapes_range_and_identity(engine: Engine) -> None:
+    x = crops(3)
+    target = np.full(256, 1 / 16, np.float32)
+    change = engine.protect(x, target, w=0.2, eps=20.0)
+    assert change.shape == x.shape and change.dtype == np.float32
+    assert np.abs(x + change).max() <= 1 + 1e-6 and np.abs(change).max() > 0.01
+    assert not engine.protect(x, target, w=1.0, eps=20.0).any()
+    assert not engine.protect(x, target, w=0.0, eps=0.0).any()
+    assert engine.erase(x).shape == x.shape
+    np.testing.assert_allclose(np.linalg.norm(engine.embed(crops(2, 112)), axis=1), 1, atol=1e-5)
+
+
+def test_batches_do_not_change_the_numbers(engine: Engine) -> None:
+    x = crops(5)
+    targets = np.random.default_rng(1).normal(size=(5, 256)).astype(np.float32)
+    whole = engine.protect(x, targets, w=0.1, eps=15.0)
+    engine.batch_size = 2  # type: ignore[attr-defined]
+    np.testing.assert_allclose(engine.protect(x, targets, w=0.1, eps=15.0), whole, atol=1e-6)
+
+
+def test_torch_gives_what_onnx_runtime_gives(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMASK_ENGINE", "onnx")
+    first = everything(models)
+    monkeypatch.setenv("EMASK_ENGINE", "torch")
+    second = everything(models)
+    assert (first.name, second.name) == ("ONNX Runtime CPU", "torch CPU")
+    x, target = crops(3), np.random.default_rng(2).normal(size=256).astype(np.float32)
+    labels = np.eye(13, dtype=np.float32)[:3]
+    arguments = {"w": 0.3, "eps": 25.0, "b": labels}
+    np.testing.assert_allclose(first.protect(x, target, **arguments), second.protect(x, target, **arguments), atol=1e-5)
+    np.testing.assert_allclose(first.erase(x), second.erase(x), atol=1e-5)
+    inner = crops(3, 112)
+    np.testing.assert_allclose(first.embed(inner), second.embed(inner), atol=1e-5)
+
+
+def test_torch_steps_in_where_onnx_runtime_is_missing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import emask.engine as module
+
+    real = module.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    assert open_engine(restorer=models / "restorer.onnx", device="cpu").name == "torch CPU"
+
+
+def test_files_that_do_not_fit(models: Path, foreign_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    for path in (foreign_model, tmp_path / "bad.onnx", tmp_path / "missing.onnx", models / "generator.onnx"):
+        with pytest.raises(ModelError):
+            open_engine(restorer=path)
+
+
+def test_a_graph_with_the_wrong_inputs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    model = onnx.load(str(models / "restorer.onnx"))
+    onnx.helper.set_model_props(model, {"emask.kind": "generator", "emask.format": "1"})
+    onnx.save(model, str(tmp_path / "generator.onnx"))
+    for name in ("onnx", "torch"):
+        monkeypatch.setenv("EMASK_ENGINE", name)
+        with pytest.raises(ModelError, match="has the inputs crop"):
+            open_engine(generator=tmp_path / "generator.onnx", device="cpu")
+
+
+def test_wrong_requests(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(restorer=models / "restorer.onnx", device="cpu")
+    with pytest.raises(ModelError, match="without a generator"):
+        engine.protect(crops(1), np.zeros(256, np.float32), w=0.5, eps=1.0)
+    with pytest.raises(ValueError, match="shape"):
+        engine.erase(crops(1, 112))
+    with pytest.raises(UsageError):
+        open_engine(restorer=models / "restorer.onnx", device="tpu")  # type: ignore[arg-type]
+    monkeypatch.setenv("EMASK_ENGINE", "abacus")
+    with pytest.raises(UsageError, match="abacus"):
+        open_engine(restorer=models / "restorer.onnx")
+
+
+def test_cuda_that_does_not_load_is_said(models: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EmaskError, match="CUDA"):
+        open_engine(restorer=models / "restorer.onnx", device="cuda")
+
+
+def test_the_onnx_engine_needs_no_torch(models: Path) -> None:
+    import subprocess
+
+    script = (
+        "import sys; from pathlib import Path; from emask import open_engine; import numpy as np\n"
+        f"e = open_engine(restorer=Path({str(models / 'restorer.onnx')!r}), device='cpu')\n"
+        "e.erase(np.zeros((1, 3, 128, 128), np.float32)); assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_grey_levels_and_network_units() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    x = to_network(levels)
+    assert x.shape == (1, 3, 16, 16) and x.min() == -1 and x.max() == 1
+    np.testing.assert_allclose(to_grey_levels(x + 1), levels, atol=1e-4)

@@ -1,0 +1,196 @@
+"""Photos through protect, erase, verify and the batch, with tiny models and the real detector.
+
+Not tested here: how well the shipped models protect or restore.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emask.engine import Engine, ShippedRecognizer, open_engine
+from emask.errors import NoFaceError, UsageError
+from emask.face.detect import Detector
+from emask.images import Photo, load_photo
+from emask.paths import Job, plan
+from emask.pipeline.batch import Protection, Writing, run_batch
+from emask.pipeline.erase import erase_photos
+from emask.pipeline.protect import (
+    choose_faces,
+    cut,
+    match_faces,
+    measure_protection,
+    protect_photos,
+    psnr,
+    target_crop,
+)
+from emask.pipeline.verify import parse_operations, verify_photos
+from emask.results import FaceProtection, FileResult, RunResult
+
+THRESHOLDS = {"0.1": 0.2, "0.01": 0.4, "0.001": 0.6}
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_models: Path) -> Engine:
+    names = ("generator", "restorer", "recognizer")
+    return open_engine(*(tiny_models / f"{name}.onnx" for name in names), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def recognizer(engine: Engine) -> ShippedRecognizer:
+    return ShippedRecognizer(engine, THRESHOLDS)
+
+
+def photo_of(pixels: np.ndarray, folder: Path, mode: str = "RGB", name: str = "p.png") -> Photo:
+    Image.fromarray(pixels).convert(mode).save(folder / name)
+    return load_photo(folder / name)
+
+
+TARGET = np.full(256, 1 / 16, np.float32)
+
+
+def test_every_face_is_changed_and_the_rest_is_bit_identical(
+    two_faces: np.ndarray, scene: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path
+) -> None:
+    pair, empty = photo_of(two_faces, tmp_path), photo_of(scene, tmp_path, name="scene.png")
+    changed, untouched = protect_photos([pair, empty], TARGET, engine=engine, detector=detector, w=0.3, eps=20.0)
+    assert len(changed.faces) == 2 and not untouched.faces
+    np.testing.assert_array_equal(untouched.pixels, empty.pixels)
+    transforms, _ = cut(pair.pixels, changed.faces)
+    rows, columns = np.mgrid[: two_faces.shape[0], : two_faces.shape[1]]
+    places = np.stack([columns.ravel(), rows.ravel()], 1)
+    outside = np.ones(len(places), bool)
+    for transform in transforms:
+        moved = transform.apply(places)
+        within = ((moved > -1) & (moved < 128)).all(1)
+        outside &= ~within
+        assert (changed.pixels.reshape(-1, 3)[within] != two_faces.reshape(-1, 3)[within]).mean() > 0.2
+    np.testing.assert_array_equal(changed.pixels.reshape(-1, 3)[outside], two_faces.reshape(-1, 3)[outside])
+
+
+def test_largest_face_only(two_faces: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path) -> None:
+    photo = photo_of(two_faces, tmp_path)
+    (one,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=0.3, eps=20.0, faces="largest")
+    assert len(one.faces) == 1
+    assert [len(choose_faces("abc", which)) for which in ("all", "largest", "2", "9")] == [3, 1, 2, 3]  # type: ignore[arg-type]
+    for wrong in ("0", "-1", "few", ""):
+        with pytest.raises(UsageError):
+            choose_faces([], wrong)
+
+
+def test_grey_stays_grey(face: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path) -> None:
+    photo = photo_of(face, tmp_path, "L")
+    (changed,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=0.3, eps=20.0)
+    assert (changed.pixels != photo.pixels).any()
+    assert (changed.pixels == changed.pixels[..., :1]).all()
+
+
+def test_no_strength_changes_nothing(face: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path) -> None:
+    photo = photo_of(face, tmp_path)
+    for w, eps in ((1.0, 20.0), (0.2, 0.0)):
+        (same,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=w, eps=eps)
+        np.testing.assert_array_equal(same.pixels, photo.pixels)
+
+
+def test_erasing_brings_the_pixels_back_nearer(
+    face: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path
+) -> None:
+    photo = photo_of(face, tmp_path)
+    (masked,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=0.3, eps=20.0)
+    (restored,) = erase_photos([photo_of(masked.pixels, tmp_path)], engine=engine, detector=detector)
+    box = (0, 0, face.shape[1], face.shape[0])
+    assert psnr(restored.pixels, face, box) > psnr(masked.pixels, face, box) + 3
+
+
+def test_measuring_is_about_the_written_file(
+    face: np.ndarray,
+    scene: np.ndarray,
+    engine: Engine,
+    detector: Detector,
+    recognizer: ShippedRecognizer,
+    tmp_path: Path,
+) -> None:
+    photo = photo_of(face, tmp_path)
+    (changed,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=0.3, eps=20.0)
+    target = recognizer.embed(changed.crops)[0]
+    (same,) = measure_protection(photo, changed, photo, changed.faces, target, recognizer)
+    assert same.source_after == pytest.approx(1, abs=1e-5) and same.psnr == np.inf
+    (gone,) = measure_protection(photo, changed, photo, [], target, recognizer)
+    assert gone.source_after is None and "no face is found" in gone.verdict
+    assert match_faces(changed.faces, changed.faces) == list(changed.faces)
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "said"),
+    [
+        (0.5, 0.1, "taken for the target, no longer for its owner"),
+        (0.5, 0.5, "but still for its owner"),
+        (0.1, 0.1, "nor for the target"),
+        (0.1, 0.5, "too weak"),
+    ],
+)
+def test_verdicts(target: float, source: float, said: str) -> None:
+    assert said in FaceProtection((0, 0, 1, 1), 0.0, target, source, 0.4, 30.0).verdict
+
+
+def test_the_target_shows_one_person(
+    face: np.ndarray, two_faces: np.ndarray, scene: np.ndarray, detector: Detector, tmp_path: Path
+) -> None:
+    assert target_crop(photo_of(face, tmp_path), detector).shape == (1, 128, 128, 3)
+    with pytest.raises(UsageError, match="2 faces"):
+        target_crop(photo_of(two_faces, tmp_path), detector)
+    with pytest.raises(NoFaceError):
+        target_crop(photo_of(scene, tmp_path), detector)
+
+
+def test_verify(face: np.ndarray, detector: Detector, recognizer: ShippedRecognizer, tmp_path: Path) -> None:
+    photo = photo_of(face, tmp_path)
+    result = verify_photos(photo, photo, [recognizer, recognizer], detector=detector)
+    assert [c.cosine for c in result.comparisons] == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert result.comparisons[0].verdict == "same person" and "same pixels" in result.notes[0]
+    weaker = verify_photos(photo, photo, [recognizer], detector=detector, after="jpeg:20,resize:160,blur:1")
+    assert weaker.comparisons[0].cosine < 1 - 1e-5 and not weaker.notes
+
+
+def test_operations() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 100, 3)).astype(np.uint8)
+    resize, webp = parse_operations("resize:40, webp:80")
+    assert resize(pixels).shape == (20, 40, 3) and webp(pixels).shape == pixels.shape
+    assert parse_operations("resize:4000")[0](pixels).shape == pixels.shape and parse_operations("") == []
+
+
+def test_a_batch_keeps_its_order_in_small_chunks(
+    face: np.ndarray,
+    scene: np.ndarray,
+    engine: Engine,
+    detector: Detector,
+    recognizer: ShippedRecognizer,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(5):
+        Image.fromarray(scene if number == 2 else face).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes(b"broken")
+    jobs: list[Job] = plan([str(folder)], str(tmp_path / "out"), "protected")
+    work = Protection(engine, detector, recognizer, TARGET, w=0.3, eps=20.0)
+    results: list[FileResult] = []
+    for result in run_batch(jobs, work, Writing(), chunk=2, chunk_pixels=face.shape[0] * face.shape[1]):
+        results.append(result)
+        if result.status == "done":
+            assert Path(str(result.output)).is_file()
+    assert [result.source for result in results] == [str(job.source) for job in jobs]
+    assert [result.status for result in results] == ["done", "failed", "no-face", "done", "done"]
+    run = RunResult("protect", tuple(results), engine.name, 1.0)
+    assert run.exit_code == 1 and run.to_dict()["summary"]["done"] == 3
+    np.testing.assert_array_equal(  # batching does not change a photo's result
+        np.asarray(Image.open(tmp_path / "out/0.png")), np.asarray(Image.open(tmp_path / "out/4.png"))
+    )

@@ -1,0 +1,203 @@
+"""Bytes to arrays and back: formats, orientation, profiles, alpha, greyscale, metadata, atomic writing."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+
+from emask import images
+from emask.errors import ImageError
+from emask.images import encode_photo, load_photo, save_photo, write_bytes
+
+SERIAL = ExifTags.Base.BodySerialNumber
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
+    """A smooth picture that survives JPEG."""
+    x, y = np.meshgrid(np.linspace(0, 200, size[0]), np.linspace(0, 55, size[1]))
+    rgba = np.stack([x + y, y * 3, 200 - x, np.where(x > 100, 255, 40)], -1).astype(np.uint8)
+    return Image.fromarray(rgba).convert(mode)
+
+
+def encoded(image: Image.Image, file_format: str, **arguments: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **arguments)
+    return buffer.getvalue()
+
+
+def exif_with_everything() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "Maker"
+    exif[ExifTags.Base.Artist] = "Ada"
+    exif.get_ifd(ExifTags.IFD.Exif)[SERIAL] = "SN-12345"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:01:02 03:04:05"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[2] = (48.0, 8.0, 0.0)
+    return exif
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+@pytest.mark.parametrize(("file_format", "arguments"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_lossless_round_trip_is_exact(mode: str, file_format: str, arguments: dict[str, object]) -> None:
+    image = picture(mode)
+    photo = load_photo(encoded(image, file_format, **arguments))
+    again = load_photo(encode_photo(photo))
+    np.testing.assert_array_equal(again.pixels, np.asarray(image.convert("RGB")))
+    assert again.format == file_format and (again.alpha is not None) == mode.endswith("A")
+    if photo.alpha is not None:
+        np.testing.assert_array_equal(again.alpha, photo.alpha)
+    if file_format == "PNG":  # WebP itself knows no greyscale
+        assert Image.open(io.BytesIO(encode_photo(photo))).mode == mode
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+def test_lossy_formats_stay_close(file_format: str) -> None:
+    image = picture()
+    data = encode_photo(load_photo(encoded(image, file_format, quality=95)))
+    again = Image.open(io.BytesIO(data))
+    assert again.format == file_format and again.size == image.size
+    assert np.abs(np.asarray(again, float) - np.asarray(image, float)).mean() < 4
+
+
+def test_jpeg_is_written_without_chroma_subsampling_and_grey_as_one_channel() -> None:
+    from PIL import JpegImagePlugin
+
+    colour = Image.open(io.BytesIO(encode_photo(load_photo(encoded(picture(), "JPEG")))))
+    assert JpegImagePlugin.get_sampling(colour) == 0
+    grey = load_photo(encoded(picture("L"), "JPEG"))
+    changed = grey.pixels.copy()
+    changed[..., 0] += 3  # the mean over the channels is what is written
+    assert Image.open(io.BytesIO(encode_photo(grey, changed))).mode == "L"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_orientation_is_applied_once(orientation: int, file_format: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    photo = load_photo(encoded(picture(), file_format, exif=exif))
+    assert photo.pixels.shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+    again = load_photo(encode_photo(photo))
+    assert again.pixels.shape == photo.pixels.shape
+    assert Image.open(io.BytesIO(encode_photo(photo))).getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("metadata", ["strip", "keep"])
+def test_metadata_policy(file_format: str, metadata: str) -> None:
+    data = encoded(picture(), file_format, exif=exif_with_everything())
+    written = encode_photo(load_photo(data, metadata=metadata))  # type: ignore[arg-type]
+    exif = Image.open(io.BytesIO(written)).getexif()
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    assert exif[ExifTags.Base.Make] == "Maker"
+    assert details[ExifTags.Base.DateTimeOriginal] == "2024:01:02 03:04:05"
+    kept = metadata == "keep"
+    assert bool(exif.get_ifd(ExifTags.IFD.GPSInfo)) == kept
+    assert (SERIAL in details) == kept and (b"SN-12345" in written) == kept
+    assert (ExifTags.Base.Artist in exif) == kept
+
+
+def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:
+    # EXIF with a thumbnail directory (IFD1): offsets are from the start of the TIFF header
+    thumbnail = encoded(picture(size=(16, 16)), "JPEG") + b"THUMBNAIL-MARK"
+
+    def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+        return struct.pack("<HHII", tag, kind, count, value)
+
+    first = (1).to_bytes(2, "little") + entry(0x0112, 3, 1, 1)
+    second = (3).to_bytes(2, "little") + entry(0x0103, 3, 1, 6)
+    start = 8 + len(first) + 4
+    at = start + 2 + 3 * 12 + 4
+    second += entry(0x0201, 4, 1, at) + entry(0x0202, 4, 1, len(thumbnail))
+    tiff = b"II*\0" + (8).to_bytes(4, "little") + first + start.to_bytes(4, "little") + second + b"\0" * 4 + thumbnail
+    data = encoded(picture(), "JPEG", exif=b"Exif\0\0" + tiff)
+    assert b"THUMBNAIL-MARK" in data
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.IFD1)
+    for metadata in ("strip", "keep"):
+        assert b"THUMBNAIL-MARK" not in encode_photo(load_photo(data, metadata=metadata))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_colour_profile_is_kept(file_format: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo = load_photo(encoded(picture(), file_format, icc_profile=profile))
+    assert Image.open(io.BytesIO(encode_photo(photo))).info["icc_profile"] == profile
+
+
+def test_other_modes_become_rgb_or_grey() -> None:
+    palette = load_photo(encoded(picture().quantize(64), "PNG"))
+    assert not palette.grey and palette.pixels.shape == (24, 40, 3)
+    bilevel = load_photo(encoded(picture("1"), "PNG"))
+    assert bilevel.grey and set(np.unique(bilevel.pixels)) <= {0, 255}
+    cmyk = load_photo(encoded(picture("CMYK"), "JPEG"))
+    assert Image.open(io.BytesIO(encode_photo(cmyk))).mode == "RGB"
+    deep = Image.fromarray((np.linspace(0, 65535, 40 * 24).reshape(24, 40)).astype(np.uint16))
+    grey = load_photo(encoded(deep, "PNG"))
+    assert grey.grey and grey.pixels.min() == 0 and grey.pixels.max() == 255
+
+
+BAD = [
+    ("zero bytes", b"", "is empty"),
+    ("text", b"hello\n" * 50, "is not a PNG, JPEG or WebP picture"),
+    ("truncated JPEG", encoded(picture(size=(200, 200)), "JPEG")[:1500], "is truncated"),
+    ("truncated PNG", encoded(picture(size=(200, 200)), "PNG")[:500], "bad"),
+    ("truncated WebP", encoded(picture(size=(200, 200)), "WEBP")[:200], "bad"),
+    ("GIF", encoded(picture("P"), "GIF"), "is not a PNG, JPEG or WebP picture"),
+    (
+        "animated",
+        encoded(picture(), "WEBP", save_all=True, append_images=[picture().rotate(180)], duration=100),
+        "is animated",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "said"), BAD, ids=[case[0] for case in BAD])
+def test_bad_bytes_are_one_clear_error(name: str, data: bytes, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        load_photo(data, name="bad")
+    assert "bad" in caught.value.message and "\n" not in caught.value.message
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("1", (12_000, 9_000)), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=r"too large \(12000 x 9000 pixels\)"):
+        load_photo(data)
+
+
+def test_writing_makes_folders_and_never_replaces_without_force(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a" / "b.png", b"first")
+    with pytest.raises(ImageError, match="exists already"):
+        write_bytes(path, b"second")
+    assert path.read_bytes() == b"first"
+    write_bytes(path, b"second", force=True)
+    assert path.read_bytes() == b"second" and os.listdir(path.parent) == ["b.png"]
+    with pytest.raises(ImageError, match="is a file"):
+        write_bytes(path / "c.png", b"third")
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    old = write_bytes(tmp_path / "a.png", b"old")
+    monkeypatch.setattr(images.os, "replace", fail)
+    with pytest.raises((ImageError, KeyboardInterrupt)):
+        write_bytes(old, b"new", force=True)
+    assert old.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.png"]
+
+
+def test_save_photo_honours_quality(tmp_path: Path) -> None:
+    photo = load_photo(encoded(picture(size=(200, 200)), "JPEG"))
+    low, high = (save_photo(photo, tmp_path / f"{q}.jpg", quality=q) for q in (30, 95))
+    assert low.stat().st_size < high.stat().st_size

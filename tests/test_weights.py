@@ -1,0 +1,97 @@
+"""Finding models and targets, and telling good files from bad ones. Not the shipped files themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from emask import weights
+from emask.errors import ModelError, UsageError
+
+
+@pytest.mark.parametrize("name", ["restorer", "restorer.onnx"])
+def test_a_bare_name_is_looked_up_among_what_ships(models: Path, name: str) -> None:
+    assert weights.locate(name) == models / "restorer.onnx"
+
+
+def test_a_file_comes_before_a_shipped_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "restorer.onnx").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path)
+    assert weights.locate("restorer.onnx").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["nothing", "folder/restorer.onnx", "."])
+def test_a_model_that_is_not_there(models: Path, name: str) -> None:
+    with pytest.raises(ModelError):
+        weights.locate(name)
+
+
+def test_kinds_are_read_from_the_file(models: Path, foreign_model: Path, tmp_path: Path) -> None:
+    for kind in weights.KINDS:
+        assert weights.kind_of(models / f"{kind}.onnx") == kind
+    with pytest.raises(ModelError, match="no emask model"):
+        weights.kind_of(foreign_model)
+    with pytest.raises(ModelError, match="is a generator, not a restorer"):
+        weights.require_kind(models / "generator.onnx", "restorer")
+    newer = onnx.load(str(models / "restorer.onnx"))
+    onnx.helper.set_model_props(newer, {"emask.kind": "restorer", "emask.format": "2"})
+    onnx.save(newer, str(tmp_path / "newer.onnx"))
+    with pytest.raises(ModelError, match="format 2"):
+        weights.kind_of(tmp_path / "newer.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"text, not a model", b"\xff\xd8\xff\xe0" + bytes(200)])
+def test_files_that_are_no_models(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"bad\.onnx"):
+        weights.kind_of(path)
+
+
+def test_a_changed_file_is_noticed(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in models.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(tmp_path))
+    assert weights.shipped_path("generator") == tmp_path / "generator.onnx"
+    with (tmp_path / "generator.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError, match="sha256"):
+        weights.shipped_path("generator")
+    assert [(entry.kind, entry.ok) for entry in weights.status()] == [
+        ("generator", False),
+        ("restorer", True),
+        ("recognizer", True),
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"version": 2, "models": {}})])
+def test_a_manifest_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(tmp_path))
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"manifest\.json"):
+        weights.manifest()
+
+
+def test_targets(models: Path, tmp_path: Path) -> None:
+    assert weights.find_target() == weights.find_target("ada") == models / "targets" / "ada.jpg"
+    assert weights.find_target(models / "targets" / "ada.jpg") == models / "targets" / "ada.jpg"
+    with pytest.raises(UsageError, match="no such target") as caught:
+        weights.find_target("bob")
+    assert "ada" in caught.value.hint
+    with pytest.raises(UsageError, match="no such target file"):
+        weights.find_target("bob.jpg")
+    with pytest.raises(UsageError, match="folder"):
+        weights.find_target(tmp_path)
+
+
+def test_figures_of_the_manifest(models: Path) -> None:
+    assert weights.strength("medium") == (0.3, 20.0)
+    assert weights.thresholds()["0.01"] == 0.4
+    with pytest.raises(UsageError):
+        weights.strength("enormous")
