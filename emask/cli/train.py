@@ -73,7 +73,6 @@ def train(
     prepare_process()
     from dataclasses import replace
 
-    import torch
     from platformdirs import user_cache_path
     from tqdm import tqdm
 
@@ -116,12 +115,13 @@ def train(
     training_set = prepare(data_folder, surrogates, models_dir() / "targets", cache, config.bf16, progress)
     typer.echo(
         f"{len(training_set.pixels)} crops, {len(set(training_set.people.tolist()))} people, "
-        f"surrogates {', '.join(s.card.name for s in surrogates)}, {torch.get_num_threads()} threads",
+        f"surrogates {', '.join(s.card.name for s in surrogates)}",
         err=True,
     )
 
     def reporter(number: int) -> Callable[[float, str], None]:
-        stage_bar = tqdm(total=100, desc=f"stage {number}", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", disable=None)
+        shape = "{l_bar}{bar}| {elapsed}<{remaining}"
+        stage_bar = tqdm(total=100, desc=f"stage {number}", bar_format=shape, disable=None)
 
         def report(share: float, line: str) -> None:
             stage_bar.update(min(100.0, 100 * share) - stage_bar.n)

@@ -33,8 +33,8 @@ class Phase:
 class Weights:
     """Weights of the loss terms. The paper's are lost; these bring the terms' gradients on E_p to one scale.
 
-    Stage 1: AttGAN's published ones. Stages 2 and 3: adversarial terms are of order 1 a surrogate at first, the hinge is
-    1 at the budget, roughness and chroma are of order 0.05 at the budget, pixels of order 0.03.
+    Stage 1: AttGAN's published ones. Stages 2 and 3: adversarial terms are of order 1 a surrogate at first, the hinge
+    is 1 at the budget, roughness and chroma are of order 0.05 at the budget, pixels of order 0.03.
     """
 
     reconstruction: float = 100.0
@@ -69,7 +69,7 @@ class TrainConfig:
     """
 
     net: NetConfig = field(default_factory=NetConfig)
-    minutes: tuple[float, float, float] = (5.0, 45.0, 15.0)
+    minutes: tuple[float, float, float] = (4.0, 40.0, 12.0)
     batch: int = 16
     lr: tuple[float, float, float] = (1e-3, 1e-3, 1e-3)
     weights: Weights = field(default_factory=Weights)

@@ -365,9 +365,10 @@ def stage2(
         w = config.injection * w[0] * (w[1] < 0.5)
         with autocast(config):
             mask, edit = g.mask(crop, identity, none, none, w, edit=False)
-            change = g.compose(crop, mask.float(), edit.float(), eps)
-            protected = crop + change
-            seen = distort([protected], generator)[0]
+        change = g.compose(crop, mask, edit, eps)  # in float32, as the noise: both work on small differences
+        protected = crop + change
+        seen = distort([protected], generator)[0]
+        with autocast(config):
             embeddings = [surrogate(seen) for surrogate in surrogates]
             score = critic(protected)[0]
         attack, each = losses.adversarial(embeddings, wanted, losses.adaptive_weights(mean_losses))
@@ -375,7 +376,7 @@ def stage2(
         terms = {
             "adversarial": attack,
             "owner": losses.owner(embeddings, sources, config.owner_margin),
-            "perturbation": losses.perturbation(mask.float(), eps),
+            "perturbation": losses.perturbation(mask, eps),
             "roughness": losses.roughness(change, crop),
             "chroma": losses.chroma(change),
             "critic": -score.float().mean(),
@@ -463,7 +464,8 @@ def stage3(
         w = config.injection * w[0] * (w[1] < 0.5)
         with torch.no_grad(), autocast(config):
             mask, edit = g.mask(crop, identity, none, none, w, edit=False)
-            protected = crop + g.compose(crop, mask.float(), edit.float(), eps)
+        with torch.no_grad():
+            protected = crop + g.compose(crop, mask, edit, eps)
         k = step % len(surrogates)
         terms = restoration(
             restorer, protected, crop, surrogates[k], data.surrogate[k][indices], wanted[k], config, generator

@@ -52,8 +52,8 @@ def perturbation(mask: Tensor, eps: Tensor) -> Tensor:
 def roughness(change: Tensor, crop: Tensor) -> Tensor:
     """Differences of neighbouring pixels of the change, counted less where the photo itself is busy.
 
-    The eye forgives a change in hair and not on a cheek. The weight is 0.1 / (0.1 + local contrast), the contrast a mean
-    absolute difference over 5 x 5 pixels in [-1, 1] units.
+    The eye forgives a change in hair and not on a cheek. The weight is 0.1 / (0.1 + local contrast), the contrast a
+    mean absolute difference over 5 x 5 pixels in [-1, 1] units.
     """
 
     def differences(x: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 class Distortion(Protocol):
     """Degrades the first image; a geometric one moves all images given in the same way."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, images: Sequence[Tensor], strength: float, generator: torch.Generator) -> list[Tensor]: ...
 

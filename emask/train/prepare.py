@@ -65,9 +65,9 @@ def read_labels(data: Path, crops: Crops) -> Tensor:
     values = torch.zeros(len(crops), len(ATTRIBUTES))
     signed = any(value < 0 for row in table.values() for value in row)
     for index, name in enumerate(crops.names):
-        row = table.get(Path(name).name)
-        if row is not None:
-            values[index] = torch.tensor(row) if signed else torch.tensor(row) * 2 - 1
+        labels = table.get(Path(name).name)
+        if labels is not None:
+            values[index] = torch.tensor(labels) if signed else torch.tensor(labels) * 2 - 1
     return values
 
 

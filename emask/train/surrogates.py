@@ -105,8 +105,9 @@ def _fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         module = modules[str(node.target)]
         if isinstance(module, nn.BatchNorm2d):
             before = node.args[0]
-            if before.op == "call_module" and isinstance(modules[str(before.target)], nn.Conv2d) and users[before.name] == 1:
-                fused = fuse_conv_bn_eval(modules[str(before.target)], module)  # type: ignore[arg-type]
+            conv = modules.get(str(before.target)) if before.op == "call_module" else None
+            if isinstance(conv, nn.Conv2d) and users[before.name] == 1:
+                fused = fuse_conv_bn_eval(conv, module)
                 graph.add_submodule(str(before.target), fused)
                 modules[str(before.target)] = fused
                 node.replace_all_uses_with(before)
