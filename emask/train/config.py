@@ -44,8 +44,8 @@ class Weights:
     adversarial: float = 1.0
     owner: float = 1.0
     perturbation: float = 0.1
-    roughness: float = 3.0
-    chroma: float = 2.0
+    roughness: float = 8.0
+    chroma: float = 5.0
     pixels: float = 10.0
     identity: float = 1.0
     away: float = 0.5
@@ -58,8 +58,10 @@ class TrainConfig:
     Attributes:
         net: sizes of the networks.
         minutes: wall-clock minutes of stages 1, 2 and 3; schedules are laid over them.
+        steps: numbers of steps instead of minutes, where a run must not depend on the machine's speed.
         batch: crops a step.
         lr: peak learning rates of stages 1, 2 and 3 (Adam); each warms up over 2% and falls to a tenth along a cosine.
+        reach: cosine with the target at which the attack is content: what is left goes into looking natural.
         owner_margin: cosine with the owner under which stage 2 is content.
         away_margin: cosine of a restored face with the target under which stage 3 is content.
         eps: L2 budget at the start of stage 2, [-1, 1] units over a crop.
@@ -69,18 +71,20 @@ class TrainConfig:
     """
 
     net: NetConfig = field(default_factory=NetConfig)
-    minutes: tuple[float, float, float] = (4.0, 40.0, 12.0)
+    minutes: tuple[float, float, float] = (4.0, 42.0, 10.0)
+    steps: tuple[int, int, int] | None = None
     batch: int = 16
     lr: tuple[float, float, float] = (1e-3, 1e-3, 1e-3)
     weights: Weights = field(default_factory=Weights)
     phases: tuple[Phase, ...] = (
         Phase(0.15, 1, 0, 0.0, 17.0, False),
-        Phase(0.27, 8, 0, 0.0, 17.0, False),
-        Phase(0.42, 8, 100, 0.6, 16.0, False),
-        Phase(0.75, 8, 100_000, 0.75, 15.0, False),
-        Phase(1.00, 8, 100_000, 0.6, 14.0, True),
+        Phase(0.20, 8, 0, 0.0, 15.0, False),
+        Phase(0.30, 8, 100, 0.6, 13.0, False),
+        Phase(0.62, 8, 100_000, 0.75, 11.0, False),
+        Phase(1.00, 8, 100_000, 0.65, 9.5, True),
     )
     eps: float = 17.0
+    reach: float = 0.65
     owner_margin: float = 0.1
     away_margin: float = 0.1
     injection: float = 0.3
@@ -96,7 +100,7 @@ class TrainConfig:
 PRESETS: dict[str, TrainConfig] = {
     "cpu": TrainConfig(),
     "smoke": TrainConfig(
-        net=NetConfig(widths=(8, 8, 16, 16), hidden=32), minutes=(0.05, 0.1, 0.05), batch=4, bf16=False
+        net=NetConfig(widths=(8, 8, 16, 16), hidden=32), steps=(10, 20, 10), batch=4, bf16=False
     ),
 }
 

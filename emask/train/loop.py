@@ -55,10 +55,17 @@ class TrainingSet:
 
 
 class Clock:
-    """A stage's time: how far it is, across interruptions."""
+    """How far a stage is, across interruptions: by the time it may take, or by steps where those are given.
 
-    def __init__(self, minutes: float, elapsed: float = 0.0) -> None:
+    Args:
+        minutes: wall-clock budget.
+        elapsed: seconds spent before an interruption.
+        steps: number of steps instead of a time; `step` says how many were made.
+    """
+
+    def __init__(self, minutes: float, elapsed: float = 0.0, steps: int | None = None, step: int = 0) -> None:
         self.total = max(minutes * 60, 1e-3)
+        self.steps, self.step = steps, step
         self._began = time.monotonic() - elapsed
 
     @property
@@ -67,7 +74,12 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        return self.elapsed / self.total
+        return self.elapsed / self.total if self.steps is None else self.step / self.steps
+
+
+def stage_clock(config: TrainConfig, index: int, elapsed: float, step: int) -> Clock:
+    """The clock of a stage (index 0, 1, 2) as its configuration says."""
+    return Clock(config.minutes[index], elapsed, config.steps[index] if config.steps else None, step)
 
 
 def schedule(peak: float, progress: float) -> float:
@@ -168,7 +180,7 @@ def stage1(data: TrainingSet, config: TrainConfig, run: Path, resume: bool, repo
         critic_optimizer.load_state_dict(state["critic_optimizer"])
         step, elapsed = state["step"], state["elapsed"]
         rng = np.random.default_rng(config.seed + step)
-    clock, table = Clock(config.minutes[0], elapsed), LossTable(run / "stage1.csv", resume)
+    clock, table = stage_clock(config, 0, elapsed, step), LossTable(run / "stage1.csv", resume)
     order = batches(len(data.pixels), config.batch, rng)
     saved = time.monotonic()
 
@@ -217,6 +229,7 @@ def stage1(data: TrainingSet, config: TrainConfig, run: Path, resume: bool, repo
         loss.backward()
         editor_optimizer.step()
         step += 1
+        clock.step = step
         table.add({**terms, "reconstruction": reconstruction, "attribute": edit})
         if table.due():
             report(clock.progress, f"stage 1 step {step}  " + table.flush(step, clock))
@@ -334,7 +347,7 @@ def stage2(
     rng = np.random.default_rng(config.seed + step)
     targets = TargetDraw(data, config, rng)
     order = batches(len(data.pixels), config.batch, rng)
-    clock, table = Clock(config.minutes[1], elapsed), LossTable(run / "stage2.csv", resume)
+    clock, table = stage_clock(config, 1, elapsed, step), LossTable(run / "stage2.csv", resume)
     saved = time.monotonic()
     none = torch.zeros(config.batch, config.net.attributes)
     g.to(memory_format=torch.channels_last)
@@ -360,7 +373,7 @@ def stage2(
         identity, wanted = targets.draw(indices, clock.progress)
         sources = [embeddings[indices] for embeddings in data.surrogate]
         # a range of budgets around the phase's, so that every --strength is one the network has met
-        eps = eps_now * (0.8 + 0.3 * torch.rand(len(crop), generator=generator))
+        eps = eps_now * (0.7 + 0.6 * torch.rand(len(crop), generator=generator))
         w = torch.rand(2, len(crop), generator=generator)
         w = config.injection * w[0] * (w[1] < 0.5)
         with autocast(config):
@@ -371,7 +384,7 @@ def stage2(
         with autocast(config):
             embeddings = [surrogate(seen) for surrogate in surrogates]
             score = critic(protected)[0]
-        attack, each = losses.adversarial(embeddings, wanted, losses.adaptive_weights(mean_losses))
+        attack, each = losses.adversarial(embeddings, wanted, losses.adaptive_weights(mean_losses), config.reach)
         mean_losses = 0.99 * mean_losses + 0.01 * each
         terms = {
             "adversarial": attack,
@@ -405,6 +418,7 @@ def stage2(
             critic_loss.backward()
             critic_optimizer.step()
         step += 1
+        clock.step = step
         with torch.no_grad():
             cosine = 1 - each
             psnr = 6.0206 - 10 * torch.log10(change.square().mean((1, 2, 3)) + 1e-12).mean()
@@ -438,7 +452,7 @@ def stage3(
     rng = np.random.default_rng(config.seed + step + 1)
     targets = TargetDraw(data, config, rng)
     order = batches(len(data.pixels), config.batch, rng)
-    clock, table = Clock(config.minutes[2], elapsed), LossTable(run / "stage3.csv", resume)
+    clock, table = stage_clock(config, 2, elapsed, step), LossTable(run / "stage3.csv", resume)
     final = config.phases[-1].eps
     none = torch.zeros(config.batch, config.net.attributes)
     g.eval().requires_grad_(False)
@@ -458,7 +472,7 @@ def stage3(
         indices = next(order)
         crop = crops_of(data, indices, rng)
         identity, wanted = targets.draw(indices, 1.0)
-        eps = final * (0.75 + 0.5 * torch.rand(len(crop), generator=generator))
+        eps = final * (0.7 + 0.8 * torch.rand(len(crop), generator=generator))
         eps = eps * (torch.rand(len(crop), generator=generator) >= config.clean)
         w = torch.rand(2, len(crop), generator=generator)
         w = config.injection * w[0] * (w[1] < 0.5)
@@ -475,6 +489,7 @@ def stage3(
         nn.utils.clip_grad_norm_(restorer.parameters(), 1.0)
         optimizer.step()
         step += 1
+        clock.step = step
         table.add(terms)
         if table.due():
             report(clock.progress, f"stage 3 step {step}  " + table.flush(step, clock))

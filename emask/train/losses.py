@@ -11,18 +11,21 @@ def cosine_rows(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(1)
 
 
-def adversarial(embeddings: list[Tensor], targets: list[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_k w_k (1 - cos(F_k(T(x_p)), F_k(x_t))): the plain ensemble.
+def adversarial(
+    embeddings: list[Tensor], targets: list[Tensor], weights: Tensor, reach: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """sum_k w_k max(0, reach - cos(F_k(T(x_p)), F_k(x_t))): the plain ensemble; the paper's has reach 1.
 
     Args:
         embeddings, targets: per surrogate, (B, D_k) unit.
         weights: (K,), mean 1.
 
     Returns:
-        The loss and the (K,) per-surrogate losses, detached.
+        The loss and the (K,) mean of 1 - cosine per surrogate, detached.
     """
-    losses = torch.stack([(1 - cosine_rows(e, t)).mean() for e, t in zip(embeddings, targets, strict=True)])
-    return (weights * losses).sum(), losses.detach()
+    cosines = [cosine_rows(e, t) for e, t in zip(embeddings, targets, strict=True)]
+    losses = torch.stack([(reach - cosine).clamp(min=0).mean() for cosine in cosines])
+    return (weights * losses).sum(), torch.stack([1 - cosine.detach().mean() for cosine in cosines])
 
 
 def adaptive_weights(mean_losses: Tensor) -> Tensor:
@@ -68,9 +71,12 @@ def roughness(change: Tensor, crop: Tensor) -> Tensor:
 
 
 def chroma(change: Tensor) -> Tensor:
-    """Mean absolute departure of a smoothed change from grey: colour casts are what people notice first."""
-    smooth = nn.functional.avg_pool2d(change, 8)
-    return (smooth - smooth.mean(1, keepdim=True)).abs().mean()
+    """Mean absolute departure of a change from grey, of its pixels and of its means over 8 x 8 pixels.
+
+    Colour casts and speckles are what people notice first, and 4:2:0 JPEG halves what fine colour can carry anyway.
+    """
+    colour = change - change.mean(1, keepdim=True)
+    return colour.abs().mean() + nn.functional.avg_pool2d(colour, 8).abs().mean()
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:

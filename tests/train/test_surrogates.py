@@ -1,0 +1,65 @@
+"""A surrogate is the recognizer: ONNX Runtime is the oracle for its numbers, finite differences for its gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from emask.errors import TrainingError
+from emask.train.prepare import open_surrogates
+from emask.train.surrogates import Subsampled, Surrogate, read_cards
+
+
+@pytest.mark.parametrize("name", ["one", "two", "three"])
+def test_same_embeddings_as_onnx_runtime(recognizer_folder: Path, name: str) -> None:
+    card = read_cards(recognizer_folder)[name]
+    surrogate = Surrogate(card)
+    crops = torch.rand(3, 3, 128, 128) * 2 - 1
+    height, width = card.size
+    grey = (crops.numpy() + 1) * 127.5
+    left = 8 + (112 - width) // 2
+    cut = np.ascontiguousarray((grey[:, :, 8 : 8 + height, left : left + width] - 127.5) / 128, np.float32)
+    session = onnxruntime.InferenceSession(str(card.file), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"data": cut})[0]
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(surrogate(crops).numpy(), expected, atol=2e-5)
+    assert any(isinstance(m, Subsampled) for m in surrogate.modules())  # the fast paths were really taken
+
+
+def test_gradient_against_finite_differences(surrogates: list[Surrogate]) -> None:
+    torch.manual_seed(0)
+    surrogate = surrogates[0].double()
+    try:
+        x = (torch.rand(1, 3, 112, 112, dtype=torch.float64) * 2 - 1).requires_grad_(True)
+        direction = torch.randn_like(x)
+        probe = torch.randn(16, dtype=torch.float64)
+
+        def value(image: torch.Tensor) -> torch.Tensor:
+            out = surrogate.net(surrogate.prepare(image))
+            return (out / out.norm()) @ probe
+
+        value(x).sum().backward()
+        assert x.grad is not None
+        with torch.no_grad():
+            step = 1e-6
+            numeric = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+        assert float((x.grad * direction).sum()) == pytest.approx(float(numeric.sum()), rel=1e-4)
+    finally:
+        surrogate.float()
+
+
+def test_fold_a_is_the_default(recognizer_folder: Path) -> None:
+    assert [s.card.name for s in open_surrogates(recognizer_folder, None)] == ["one", "two"]
+
+
+def test_one_surrogate_or_an_unknown_one_is_refused(recognizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="one surrogate"):
+        open_surrogates(recognizer_folder, ["one"])
+    with pytest.raises(TrainingError, match="no recognizer named nobody"):
+        open_surrogates(recognizer_folder, ["one", "nobody"])
+    with pytest.raises(TrainingError, match=r"no recognizers\.json"):
+        open_surrogates(tmp_path, None)
