@@ -11,9 +11,9 @@ from emask.errors import UsageError
 
 # Information injection w and budget eps (L2 over a 128-pixel crop in [-1, 1] units) of each --strength.
 STRENGTHS = {
-    "low": {"w": 0.0, "eps": 11.0},
-    "medium": {"w": 0.0, "eps": 14.0},
-    "high": {"w": 0.0, "eps": 16.5},
+    "low": {"w": 0.0, "eps": 7.0},  # 36 dB over the crop
+    "medium": {"w": 0.0, "eps": 9.5},  # 33.4 dB
+    "high": {"w": 0.0, "eps": 12.5},  # 31 dB
 }
 
 

@@ -15,7 +15,7 @@ from emask.errors import EmaskError, TrainingError, UsageError
 from emask.nets.generator import NetConfig
 from emask.nets.recognizer import Recognizer
 from emask.train import export, loop
-from emask.train.config import PRESETS, Phase, TrainConfig, preset
+from emask.train.config import PRESETS, Phase, TrainConfig, Weights, preset
 from emask.train.loop import TrainingSet
 from emask.train.prepare import embed_crops
 from emask.train.surrogates import Surrogate
@@ -91,7 +91,12 @@ def test_mask_moves_the_surrogates_toward_the_target(
     data: TrainingSet, surrogates: list[Surrogate], tmp_path: Path
 ) -> None:
     """The twin: the same network before training leaves the similarity where it was."""
-    only = config(steps=(4, 60, 1), phases=(Phase(1.0, 1, 0, 0.0, 15.0, False),))
+    only = config(
+        steps=(4, 40, 1),
+        lr=(1e-3, 1e-2, 1e-3),
+        phases=(Phase(1.0, 1, 0, 0.0, 15.0, False),),
+        weights=Weights(owner=0.0, roughness=0.0, chroma=0.0, critic=0.0),
+    )
     editor = loop.stage1(data, only, tmp_path, False, quiet).eval()
     untrained = loop.Generator(editor)
     trained, _ = loop.stage2(data, surrogates, editor, only, tmp_path, False, quiet)
