@@ -65,8 +65,9 @@ def train(
 ) -> None:
     """Train the mask: attribute editing (1), mask and restorer (2), restorer alone (3).
 
-    Each stage takes the one before from the run folder. `--stage recognizer` distils the project's own recognizer
-    from the surrogates. People of the test folds are never used.
+    Each stage takes the one before from the run folder; stage 3 without one goes on from the models that ship.
+    `--stage recognizer` distils the project's own recognizer from the surrogates. People of the test folds are never
+    used.
     """
     from emask.train.threads import prepare_process
 
@@ -79,7 +80,7 @@ def train(
     from emask.train import config as presets
     from emask.train import loop
     from emask.train.prepare import open_surrogates, prepare
-    from emask.weights import models_dir
+    from emask.weights import models_dir, shipped_path
 
     config = presets.preset(preset)
     stages = (1, 2, 3) if stage is StageName.all else () if stage is StageName.recognizer else (int(stage.value),)
@@ -90,9 +91,8 @@ def train(
             config = replace(config, minutes=(first, second, third))
     data_folder = find_folder(data, "EMASK_DATA", DATA_PLACES, "--data")
     recognizer_folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
-    for needed in ("stage1", "stage2"):
-        if stages and stages[0] > int(needed[-1]) and not (run / f"{needed}.pt").exists():
-            raise TrainingError(f"{run / needed}.pt does not exist", f"run emask train --stage {needed[-1]} first")
+    if stages == (2,) and not (run / "stage1.pt").exists():
+        raise TrainingError(f"{run / 'stage1.pt'} does not exist", "run emask train --stage 1 first")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,7 +129,7 @@ def train(
 
         return report
 
-    from emask.train.export import editor_of, generator_from, restorer_from
+    from emask.train.export import checkpoint_of, editor_of, generator_from, restorer_from
 
     for number in stages:
         report = reporter(number)
@@ -141,7 +141,11 @@ def train(
             editor.load_state_dict(state["editor"])
             loop.stage2(training_set, surrogates, editor.eval(), config, run, resume, report, start_from)
         else:
-            state = loop.load(run / "stage2.pt", "run --stage 2 first")
+            if (run / "stage2.pt").exists():
+                state = loop.load(run / "stage2.pt", "")
+            else:
+                typer.echo("no stage2.pt in the run: going on from the models that ship", err=True)
+                state = checkpoint_of(shipped_path("generator"), shipped_path("restorer"))
             g, restorer = generator_from(state), restorer_from(state)
             loop.stage3(training_set, surrogates, g, restorer.train(), config, run, resume, report)
     typer.echo(f"done: {run}. Next: emask export {run}")

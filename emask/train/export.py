@@ -53,6 +53,33 @@ def recognizer_from(state: dict[str, Any]) -> Recognizer:
     return net.eval()
 
 
+def checkpoint_of(generator: Path, restorer: Path) -> dict[str, Any]:
+    """A checkpoint that training can go on from, read off exported graphs: their constants carry the weights' names.
+
+    Raises:
+        ModelError: when a graph lacks a weight, as one that another version exported may.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    def weights(model: onnx.ModelProto) -> dict[str, Tensor]:
+        return {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
+
+    first, second = onnx.load(str(generator)), onnx.load(str(restorer))
+    properties = {entry.key: entry.value for entry in first.metadata_props}
+    if "emask.net" not in properties or "emask.fusion" not in properties:
+        raise ModelError(f"{generator} does not say how large its networks are", "export it again, or train stage 2")
+    state: dict[str, Any] = {"config": json.loads(properties["emask.net"])}
+    found = {"generator": weights(first), "restorer": weights(second)}
+    found["generator"]["fusion"] = torch.tensor(json.loads(properties["emask.fusion"]))
+    for kind, net in (("generator", Generator(editor_of(state))), ("restorer", Restorer(editor_of(state)))):
+        missing = [name for name in net.state_dict() if name not in found[kind]]
+        if missing:
+            raise ModelError(f"the {kind} lacks {missing[0]}", "export it again, or train stage 2")
+        state[kind] = {name: found[kind][name] for name in net.state_dict()}
+    return state
+
+
 def _random(batch: int, *shape: int) -> Tensor:
     return torch.rand(batch, *shape) * 2 - 1
 
@@ -80,7 +107,14 @@ _RANGES = {
 }  # fmt: skip
 
 
-def to_onnx(net: nn.Module, kind: str, path: Path, size: int, attributes: int = len(ATTRIBUTES)) -> dict[str, Any]:
+def to_onnx(
+    net: nn.Module,
+    kind: str,
+    path: Path,
+    size: int,
+    attributes: int = len(ATTRIBUTES),
+    metadata: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Write one network as an ONNX file with a dynamic batch and check it against torch at batches 1 and 3.
 
     Args:
@@ -88,6 +122,7 @@ def to_onnx(net: nn.Module, kind: str, path: Path, size: int, attributes: int = 
         kind: "generator", "restorer" or "recognizer".
         path: appears whole or not at all.
         size: side of the crop in pixels.
+        metadata: further entries of the file's metadata.
 
     Returns:
         The manifest's entry: file, sha256, bytes, inputs, outputs.
@@ -116,7 +151,7 @@ def to_onnx(net: nn.Module, kind: str, path: Path, size: int, attributes: int = 
         )
         model = onnx.load(str(temporary))
         onnx.checker.check_model(model)
-        for key, value in (("emask.kind", kind), ("emask.format", FORMAT)):
+        for key, value in {"emask.kind": kind, "emask.format": FORMAT, **(metadata or {})}.items():
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
         onnx.save(model, str(temporary))
@@ -204,7 +239,9 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
         state = load(last, "")
         generator, restorer = generator_from(state), restorer_from(state)
         size, attributes = generator.config.size, generator.config.attributes
-        entry = to_onnx(generator, "generator", folder / "generator.onnx", size, attributes)
+        # what `checkpoint_of` cannot read off the graph, where it has become a part of other constants
+        more = {"emask.net": json.dumps(state["config"]), "emask.fusion": json.dumps(generator.fusion.tolist())}
+        entry = to_onnx(generator, "generator", folder / "generator.onnx", size, attributes, more)
         entries["generator"] = {**entry, "training": "emask train --stage all", "attributes": list(ATTRIBUTES)}
         if strengths:
             entries["generator"]["strengths"] = strengths

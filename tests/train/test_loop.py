@@ -188,6 +188,16 @@ def test_export_agrees_with_torch_and_the_engine_loads_it(run: Path, tmp_path: P
     np.testing.assert_allclose(change, expected.numpy(), atol=1e-4)
 
 
+def test_training_can_go_on_from_exported_graphs(run: Path, tmp_path: Path) -> None:
+    export.export_run(run, tmp_path)
+    again = export.checkpoint_of(tmp_path / "generator.onnx", tmp_path / "restorer.onnx")
+    state = loop.load(run / "stage3.pt", "")
+    for kind in ("generator", "restorer"):
+        assert again[kind].keys() == state[kind].keys()
+        for name, value in again[kind].items():
+            torch.testing.assert_close(value, state[kind][name], atol=1e-6, rtol=0)
+
+
 def test_export_refuses_what_disagrees(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     net = export.restorer_from(loop.load(run / "stage3.pt", ""))
