@@ -56,7 +56,7 @@ def train(
         list[str] | None, typer.Option(help="A surrogate's name, repeatable [default: those of fold A].")
     ] = None,
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and loss tables.")] = Path("runs/default"),
-    preset: Annotated[str, typer.Option(help="Settings: cpu or smoke.")] = "cpu",
+    preset: Annotated[str, typer.Option(help="Settings: cpu, polish or smoke.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
     max_minutes: Annotated[float | None, typer.Option(help="Wall-clock limit for all the stages named.")] = None,
     start_from: Annotated[
