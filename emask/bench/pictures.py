@@ -61,9 +61,9 @@ def four_tiles(
     restored = paste_change(protected, back, again)
     difference = np.clip(128 + 10 * (protected.astype(np.float32) - photo), 0, 255).astype(np.uint8)
     middle, half = (box[:2] + box[2:]) / 2, 0.62 * float(max(box[2] - box[0], box[3] - box[1]))
-    area = tuple(int(v) for v in (*(middle - half), *(middle + half)))
+    left, top, right, bottom = (float(v) for v in (*(middle - half), *(middle + half)))
     return [
-        np.asarray(Image.fromarray(p).crop(area).resize((TILE, TILE), Image.Resampling.LANCZOS))
+        np.asarray(Image.fromarray(p).crop((left, top, right, bottom)).resize((TILE, TILE), Image.Resampling.LANCZOS))
         for p in (photo, protected, difference, restored)
     ]
 
@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--target", help="a built-in target; the default one if left out")
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the protected photos")
     arguments = parser.parse_args()
-    engine = open_engine(*(weights.shipped_path(kind) for kind in ("generator", "restorer", "recognizer")))
+    engine = open_engine(
+        weights.shipped_path("generator"), weights.shipped_path("restorer"), weights.shipped_path("recognizer")
+    )
     detector = Detector()
     portrait_file = weights.find_target(arguments.target or weights.manifest()["targets"]["default"])
     portrait = np.asarray(Image.open(portrait_file).convert("RGB"))
