@@ -60,7 +60,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
     max_minutes: Annotated[float | None, typer.Option(help="Wall-clock limit for all the stages named.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Begin stage 2 with the weights of this stage-2 or stage-3 checkpoint.")
+        Path | None,
+        typer.Option(help="Begin stage 2 with these weights: a stage-2 or stage-3 checkpoint, or a folder of models."),
     ] = None,
 ) -> None:
     """Train the mask: attribute editing (1), mask and restorer (2), restorer alone (3).
@@ -139,6 +140,10 @@ def train(
             state = loop.load(run / "stage1.pt", "run --stage 1 first")
             editor = editor_of(state)
             editor.load_state_dict(state["editor"])
+            if start_from is not None and start_from.is_dir():
+                exported = checkpoint_of(start_from / "generator.onnx", start_from / "restorer.onnx")
+                start_from = run / "start.pt"
+                loop.save(start_from, exported)
             loop.stage2(training_set, surrogates, editor.eval(), config, run, resume, report, start_from)
         else:
             if (run / "stage2.pt").exists():
