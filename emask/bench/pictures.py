@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emask import weights
+from emask.bench.protocol import inner_square
 from emask.engine import Engine, open_engine, to_grey_levels, to_network
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
+from emask.images import load_photo
+from emask.pipeline.protect import target_crop
 
 TILE = 256  # pixels, side of a face in the picture
 ROWS = ("original", "protected", "change x10", "restored")
@@ -93,10 +96,8 @@ def main() -> None:
         weights.shipped_path("generator"), weights.shipped_path("restorer"), weights.shipped_path("recognizer")
     )
     detector = Detector()
-    portrait_file = weights.find_target(arguments.target or weights.manifest()["targets"]["default"])
-    portrait = np.asarray(Image.open(portrait_file).convert("RGB"))
-    face = align(portrait, estimate(detector.detect([portrait])[0][0].points))
-    target = engine.embed(to_network(face[None, 8:120, 8:120]))[0]
+    portrait = target_crop(load_photo(weights.find_target(arguments.target)), detector)
+    target = engine.embed(inner_square(to_network(portrait)))[0]
     w, eps = weights.strength(arguments.strength)
     columns = [
         four_tiles(np.asarray(Image.open(p).convert("RGB")), engine, target, w, eps, detector, arguments.quality)
