@@ -5,7 +5,7 @@ portrait by the 5-point similarity transform; then every face is registered to t
 flow, so that eyes, mouth and jaw fall on each other and the average stays sharp. Photo A of a synthetic person is made
 from the first photos of the group, photo B from their second photos.
 
-    python -m emask.train.synthetic --data DIR --out DIR --people 8 --seed 0
+    python -m emask.train.synthetic --data DIR --recognizers DIR --out DIR --people 8 --seed 0
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def find_members(
 
 
 def choose_groups(
-    members: Sequence[Member], people: int, size: int, seed: int, women: int | None = None
+    members: Sequence[Member], people: int, size: int, seed: int, women: int | None = None, extra: bool = False
 ) -> list[list[Member]]:
     """Disjoint groups of people who look roughly alike: a seed person and those nearest by attributes and skin tone.
 
@@ -170,6 +170,7 @@ def choose_groups(
         size: people in a group, at least MIN_GROUP.
         seed: decides the seed persons.
         women: how many groups to take from women; half by default. They come first.
+        extra: one more group of women and one of men at the end, where enough people are left.
 
     Raises:
         TrainingError: when there are too few candidates.
@@ -183,8 +184,12 @@ def choose_groups(
     known = any(abs(m.male - 0.5) > 0.3 for m in members)
     groups: list[list[Member]] = []
     free = list(range(len(members)))
-    for number in range(people):
-        pool = [i for i in free if not known or (members[i].male < 0.2 if number < women else members[i].male > 0.8)]
+    of_women = [True] * women + [False] * (people - women) + [True, False] * extra
+    for number, woman in enumerate(of_women):
+        pool = [i for i in free if not known or (members[i].male < 0.2 if woman else members[i].male > 0.8)]
+        if len(pool) < size and number >= people:
+            groups.append([])
+            continue
         if len(pool) < size:
             raise TrainingError(
                 f"{len(groups)} synthetic people made of {size} each leave too few candidates for {people}",
@@ -298,32 +303,43 @@ def _finish(image: np.ndarray) -> np.ndarray:
 
 
 def make_person(
-    group: Sequence[Member], seed: int, recognizers: Sequence[Recognizer] = (), limit: float = LIMIT
+    group: Sequence[Member],
+    seed: int,
+    recognizers: Sequence[Recognizer] = (),
+    limit: float = LIMIT,
+    spares: Sequence[Member] = (),
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[Member]]:
     """Photos A and B of one synthetic person.
 
     Args:
         group: contributors.
         seed: varies the weights slightly.
-        recognizers: when given, a contributor whom one of them sees too clearly in A or B is left out and the morph
-            made again, as long as MIN_GROUP people remain.
+        recognizers: when given, a contributor whom one of them sees too clearly in A or B makes way for a spare one,
+            or is left out when there is none and more than MIN_GROUP remain, and the morph is made again.
         limit: the cosine from which on a contributor is seen too clearly.
+        spares: who takes the place of a contributor, first come first.
 
     Returns:
         ((A, B), each (256, 256, 3) uint8 RGB; the people who contributed).
     """
-    members = list(group)
+    members, waiting = list(group), list(spares)
     while True:
         weights = 1.0 + 0.15 * np.random.default_rng(seed).uniform(-1, 1, len(members))
         photos = (morph([m.portraits[0] for m in members], weights), morph([m.portraits[1] for m in members], weights))
-        if not recognizers or len(members) == MIN_GROUP:
+        if not recognizers or (len(members) == MIN_GROUP and not waiting):
             return photos, members
         closest = np.max([likeness(photos, members, r)[1] for r in recognizers], axis=0)
         if closest.max() <= limit:
             return photos, members
-        for index in sorted(np.argsort(-closest)[: len(members) - MIN_GROUP], reverse=True):
-            if closest[index] > limit:
+        # the average shows fewer people more clearly: replacing comes before leaving out
+        for index in np.argsort(-closest):
+            if closest[index] <= limit:
+                break
+            if waiting:
+                members[index] = waiting.pop(0)
+            elif len(members) > MIN_GROUP:
                 del members[index]
+                break  # indices have moved; the next round looks again
 
 
 def likeness(
@@ -353,11 +369,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME_1.jpg and NAME_2.jpg")
     parser.add_argument("--people", type=int, default=8, help="synthetic people to make; the first half are women")
     parser.add_argument("--group", type=int, default=16, help=f"contributors to each, at least {MIN_GROUP}")
-    parser.add_argument("--candidates", type=int, default=400, help="people looked at for contributors")
+    parser.add_argument("--spares", type=int, default=8, help="people who wait to replace contributors seen too well")
+    parser.add_argument("--candidates", type=int, default=1500, help="people looked at for contributors")
     parser.add_argument("--max-yaw", type=float, default=0.09, help="how far a face may be turned (nose offset)")
     parser.add_argument("--names", nargs="*", default=None, help="file names to use instead of person1, person2, ...")
     parser.add_argument("--test-people", action="store_true", help="use the people kept out of training")
-    parser.add_argument("--recognizers", type=Path, default=None, help="folder with recognizers.json, for the report")
+    parser.add_argument("--recognizers", type=Path, default=None, help="folder with recognizers.json, to screen with")
+    parser.add_argument("--fold", default="A", help="which recognizers screen; judges of the bench must not")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="cosine from which on a contributor is left out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -365,24 +384,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(names) != options.people or options.group < MIN_GROUP:
             parser.error(f"give one name a person, and a --group of at least {MIN_GROUP}")
         members = find_members(options.data, options.test_people, options.candidates, options.seed, options.max_yaw)
-        groups = choose_groups(members, options.people, options.group, options.seed)
+        size = options.group + options.spares
+        groups = choose_groups(members, options.people, size, options.seed, extra=bool(options.recognizers))
         recognizers = []
         if options.recognizers is not None:
             from emask.recognize import load_folder
 
-            recognizers = load_folder(options.recognizers)
+            recognizers = [r for r in load_folder(options.recognizers) if r.card.fold == options.fold]
         options.out.mkdir(parents=True, exist_ok=True)
-        for number, (name, group) in enumerate(zip(names, groups, strict=True)):
-            pair, contributors = make_person(group, options.seed + number, recognizers)
+        women = options.people // 2
+        for number, name in enumerate(names):
+            # when a contributor stays too clear to the end, the sex's further group takes the place
+            for attempt in (number, options.people + int(number >= women)):
+                group = groups[attempt]
+                groups[attempt] = []
+                if not group:
+                    raise TrainingError(f"no group left for {name}", "raise --limit or --candidates, or change --seed")
+                first, spares = group[: options.group], group[options.group :]
+                pair, contributors = make_person(first, options.seed + attempt, recognizers, options.limit, spares)
+                seen = [likeness(pair, contributors, recognizer) for recognizer in recognizers]
+                if all(closest.max() <= options.limit for _, closest in seen):
+                    break
             for suffix, photo in zip((1, 2), pair, strict=True):
                 Image.fromarray(photo).save(options.out / f"{name}_{suffix}.jpg", quality=92)
-            parts = []
-            for recognizer in recognizers:
-                same, closest = likeness(pair, contributors, recognizer)
-                far = recognizer.thresholds.get("0.01", float("nan"))
-                parts.append(
-                    f"{recognizer.name} A-B {same:.2f}, closest contributor {closest.max():.2f} (FAR 0.01 {far:.2f})"
-                )
+            parts = [
+                f"{recognizer.name} A-B {same:.2f}, closest contributor {closest.max():.2f}"
+                f" (FAR 0.01 {recognizer.thresholds.get('0.01', float('nan')):.2f})"
+                for recognizer, (same, closest) in zip(recognizers, seen, strict=True)
+            ]
             print(f"{name}: {len(contributors)} contributors" + "".join(f"; {part}" for part in parts), flush=True)
     except TrainingError as error:
         print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
