@@ -52,18 +52,22 @@ def _save(path: Path, kind: str | None, nodes: list, inputs: list, output: objec
 
 
 def make_generator(path: Path) -> Path:
-    """change = clip(crop + eps * (1 - w) * pattern * (1 + 0.1 * mean(target) + 0 * (a, b)), -1, 1) - crop."""
+    """change = clip(crop + pattern * (eps * (1 - w) * (1 + 0.1 * mean(target)) + edit), -1, 1) - crop.
+
+    edit = sum_i 2 (i + 1) (b_i - a_i), so that each attribute moves the pixels by an amount of its own.
+    """
     n = helper.make_node
     nodes = [
         n("Sub", ["one", "w"], ["rest"]),
         n("Mul", ["rest", "eps"], ["size"]),
         n("ReduceMean", ["target"], ["mean"], axes=[1], keepdims=0),
-        n("Sub", ["b", "a"], ["edit"]),
-        n("ReduceMean", ["edit"], ["edited"], axes=[1], keepdims=0),
-        n("Add", ["mean", "edited"], ["lean"]),
-        n("Mul", ["lean", "tenth"], ["bend"]),
+        n("Mul", ["mean", "tenth"], ["bend"]),
         n("Add", ["bend", "one"], ["factor"]),
-        n("Mul", ["size", "factor"], ["strength"]),
+        n("Mul", ["size", "factor"], ["masking"]),
+        n("Sub", ["b", "a"], ["switched"]),
+        n("Mul", ["switched", "steps"], ["stepped"]),
+        n("ReduceSum", ["stepped", "second"], ["edit"], keepdims=0),
+        n("Add", ["masking", "edit"], ["strength"]),
         n("Reshape", ["strength", "column"], ["strength4"]),
         n("Mul", ["strength4", "pattern"], ["mask"]),
         n("Add", ["crop", "mask"], ["masked"]),
@@ -85,6 +89,8 @@ def make_generator(path: Path) -> Path:
         _floats("low", -1.0),
         _floats("high", 1.0),
         _ints("column", [-1, 1, 1, 1]),
+        _ints("second", [1]),
+        _floats("steps", 2.0 * np.arange(1, ATTRIBUTES + 1)),
     ]
     return _save(path, "generator", nodes, inputs, _value("change", "B", 3, 128, 128), constants)
 

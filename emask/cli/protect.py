@@ -26,6 +26,16 @@ def protect(
     strength: Annotated[options.Strength, typer.Option("--strength", help="How strong the mask is.")] = (
         options.Strength.medium
     ),
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attribute",
+            metavar="NAME",
+            help="Change the look as well, repeatable: eyeglasses, blond-hair, no-beard and so on; no- in front turns"
+            " one off. Default: none, the look is kept.",
+            show_default=False,
+        ),
+    ] = None,
     faces: options.Faces = "all",
     force: options.Force = False,
     resume: options.Resume = False,
@@ -46,9 +56,12 @@ def protect(
 
         emask protect portrait.jpg -o out/ --strength high
 
+        emask protect portrait.jpg --attribute eyeglasses --attribute no-beard
+
         cat portrait.png | emask protect - > protected.png
     """
     with reporting("protect", as_json):
+        from emask.attributes import choose, labels
         from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
@@ -57,6 +70,7 @@ def protect(
         from emask.weights import strength as figures
 
         choose_faces((), faces)
+        chosen = choose(attribute or [])
         named = find_target(target)
         jobs = plan(paths, output, "protected", keep=[named])
         refuse_json_on_stdout(jobs, as_json)
@@ -76,8 +90,12 @@ def protect(
         detector = Detector(device=device.value)
         recognizer = ShippedRecognizer(engine, thresholds())
         embedding = recognizer.embed(target_crop(target_photo, detector))[0]
-        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces)
+        b = labels(chosen) if chosen else None
+        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b)
         read, write = open_streams(jobs, output)
         writing = Writing(metadata.value, quality, force, resume, read, write)
-        details = {"target": str(named), "strength": strength.value, "w": w, "eps": eps, "recognizer": recognizer.name}
+        details = {
+            "target": str(named), "strength": strength.value, "w": w, "eps": eps, "attributes": chosen,
+            "recognizer": recognizer.name,
+        }  # fmt: skip
         raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from emask.attributes import ATTRIBUTES
 from emask.nets.blocks import Decoder, Encoder, feather_window, fold_norms
-
-ATTRIBUTES = (
-    "Bald", "Bangs", "Black_Hair", "Blond_Hair", "Brown_Hair", "Bushy_Eyebrows", "Eyeglasses",
-    "Male", "Mouth_Slightly_Open", "Mustache", "No_Beard", "Pale_Skin", "Young",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,15 @@ class Modulation(nn.Module):
         return pairs
 
 
+class Clean(NamedTuple):
+    """What E and D make of a crop; see `Generator.clean`."""
+
+    features: list[Tensor]
+    decoded: Tensor
+    layers: list[Tensor]
+    edit: Tensor
+
+
 class Generator(nn.Module):
     """Makes the change that protects a crop.
 
@@ -128,24 +134,38 @@ class Generator(nn.Module):
             fused.append(x)
         return fused
 
-    def mask(
-        self, crop: Tensor, target: Tensor, a: Tensor, b: Tensor, w: Tensor, edit: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """The unbounded mask D_p(f, b) - D(e, b) and the edit D(e, b) - D(e, a), each (B, 3, S, S) float32.
+    @torch.no_grad()
+    def clean(self, crop: Tensor, a: Tensor, b: Tensor, edit: bool = True) -> Clean:
+        """The frozen half: E's features, D(e, b) with its layers' outputs, and the edit D(e, b) - D(e, a).
 
         Args:
             edit: False where a = b is known, which saves one decoding; the edit is then zero.
         """
+        features = self.encoder(crop)
+        decoded, layers = self.decoder(features, b)
+        change = decoded - self.decoder(features, a)[0] if edit else torch.zeros_like(decoded)
+        return Clean(features, decoded, layers, change)
+
+    def mask(
+        self, crop: Tensor, target: Tensor, a: Tensor, b: Tensor, w: Tensor, edit: bool = True,
+        known: Clean | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The unbounded mask, D_p(f, b) - D(e, b) in grey, and the edit D(e, b) - D(e, a), each (B, 3, S, S) float32.
+
+        The mask is the same in all three channels. Left free, it paints coloured contours, which people notice first,
+        and which a JPEG file with halved chroma loses; recognizers read brightness just as well.
+
+        Args:
+            edit: as for `clean`.
+            known: what `clean` gave for these crops and labels, where it has been computed already.
+        """
         modulations = self.modulation(target)
         layers = len(self.config.widths)
-        with torch.no_grad():
-            e = self.encoder(crop)
-            clean, clean_layers = self.decoder(e, b)
-            change = clean - self.decoder(e, a)[0] if edit else torch.zeros_like(clean)
-        f = self.fuse(crop, e, modulations[:layers])
+        frozen = self.clean(crop, a, b, edit) if known is None else known
+        f = self.fuse(crop, frozen.features, modulations[:layers])
         weight = w.view(-1, 1, 1, 1)
-        protected, _ = self.protected_decoder(f, b, modulations[layers:], (clean_layers, weight))
-        return protected - clean, change
+        protected, _ = self.protected_decoder(f, b, modulations[layers:], (frozen.layers, weight))
+        return (protected - frozen.decoded).mean(1, keepdim=True).expand(-1, 3, -1, -1), frozen.edit
 
     def compose(self, crop: Tensor, mask: Tensor, edit: Tensor, eps: Tensor) -> Tensor:
         """The change that ships: feathered, its mask within the L2 budget, the result within [-1, 1].

@@ -14,7 +14,8 @@ from emask.nets.generator import Editor
 class Restorer(nn.Module):
     """E and D again, but what comes out is a change to the protected pixels, so that nothing is blurred.
 
-    Starts from stage 1's E and D with the last step set to zero: at first nothing is changed.
+    The mask is grey, and so is what takes it off: erasing cannot leave a colour cast. Starts from stage 1's E and D
+    with the last step set to zero: at first nothing is changed.
     """
 
     window: Tensor
@@ -34,4 +35,5 @@ class Restorer(nn.Module):
         """(B, 3, S, S) float32 protected RGB in [-1, 1] to the (B, 3, S, S) change; crop + change is in [-1, 1]."""
         labels = crop.new_zeros((crop.shape[0], self.config.attributes))
         change, _ = self.decoder(self.encoder(crop), labels)
-        return torch.clamp(crop + change * self.window, -1.0, 1.0) - crop
+        grey = change.mean(1, keepdim=True)
+        return torch.clamp(crop + grey * self.window, -1.0, 1.0) - crop

@@ -48,7 +48,7 @@ class Protection:
     Attributes:
         recognizer: the engine's own, which conditions the generator and measures what was written.
         target: (D,) unit embedding of the target by it.
-        w, eps, faces: as for `protect_photos`.
+        w, eps, faces, b: as for `protect_photos`.
     """
 
     engine: Engine
@@ -58,6 +58,7 @@ class Protection:
     w: float
     eps: float
     faces: str = "all"
+    b: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         choose_faces((), self.faces)
@@ -72,6 +73,7 @@ class Protection:
             w=self.w,
             eps=self.eps,
             faces=self.faces,
+            b=self.b,
         )
 
     def measure(

@@ -102,6 +102,7 @@ def protect_photos(
     w: float,
     eps: float,
     faces: str = "all",
+    b: np.ndarray | None = None,
 ) -> list[ChangedPhoto]:
     """Mask the faces of several photos; their crops share the engine's batches.
 
@@ -111,11 +112,19 @@ def protect_photos(
         engine: opened with a generator.
         w, eps: strength, as for `Engine.protect`.
         faces: "all", "largest" or a number N for the N largest.
+        b: (13,) labels the faces shall have (`emask.attributes.labels`), zeros for what stays; None keeps the look. The
+            edit is no part of the budget: it is made even at eps 0.
 
     Returns:
         One per photo, in order; one without faces has none and its pixels unchanged.
     """
-    return change_faces(photos, detector, lambda crops: engine.protect(crops, target, w=w, eps=eps), faces)
+
+    def change(crops: np.ndarray) -> np.ndarray:
+        # nothing tells here which labels a face has: a = zeros stands for "as it is", and so the edit is what b adds
+        wanted = None if b is None else np.broadcast_to(b, (len(crops), len(b)))
+        return engine.protect(crops, target, w=w, eps=eps, b=wanted)
+
+    return change_faces(photos, detector, change, faces)
 
 
 def change_faces(

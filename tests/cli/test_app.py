@@ -89,6 +89,23 @@ def test_json_is_one_document_and_resume_skips(work: Path, capsys: pytest.Captur
     assert (work / "protected/sub/face.jpg").stat().st_mtime_ns > before
 
 
+def test_attributes_change_the_file_and_are_recorded(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def protected(*words: str) -> tuple[bytes, dict[str, int]]:
+        arguments = [word for name in words for word in ("--attribute", name)]
+        assert main(["protect", "photos/sub/face.jpg", "--force", "--json", *arguments]) == 0
+        document = json.loads(capsys.readouterr().out)
+        return (work / "protected/face.jpg").read_bytes(), document["summary"]["attributes"]
+
+    plain, recorded = protected()
+    assert recorded == {}
+    assert protected("none") == (plain, {})  # the must-fail twin of what follows: choosing nothing changes nothing
+    glasses, recorded = protected("Eyeglasses")
+    assert glasses != plain and recorded == {"Eyeglasses": 1}
+    blond, recorded = protected("blond hair", "no-eyeglasses")
+    assert blond not in (glasses, plain)
+    assert recorded == {"Black_Hair": -1, "Blond_Hair": 1, "Brown_Hair": -1, "Eyeglasses": -1}
+
+
 # what is put into photos/bad.jpg, the arguments, the exit code, and what the one line says
 BAD_PHOTOS = [
     ("text", b"not a picture at all\n" * 20, 1, "is not a PNG, JPEG or WebP picture"),
@@ -126,6 +143,10 @@ REFUSED = [
     (["protect", "photos", "--target", "two.png"], 2, "2 faces"),
     (["protect", "photos", "--target", "photos/scene.png"], 3, "no face found in the target"),
     (["protect", "photos", "--faces", "some"], 2, "--faces"),
+    (["protect", "photos", "--attribute", "top-hat"], 2, "hint: choose among bangs, black-hair"),
+    (["protect", "photos", "--attribute", "Male"], 2, "change who people see"),
+    (["protect", "photos", "--attribute", "eyeglasses", "--attribute", "no-eyeglasses"], 2, "contradicts"),
+    (["protect", "photos", "--attribute", "none", "--attribute", "bangs"], 2, "contradict"),
     (["protect", "photos", "--strength", "huge"], 2, "strength"),
     (["protect", "photos", "-o", "tgt.jpg"], 2, "is a file"),
     (["protect", "photos", "-o", "photos"], 2, "input folder"),

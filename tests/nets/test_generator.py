@@ -53,6 +53,22 @@ def inputs(batch: int = 3, w: float = 0.0, eps: float = 4.0) -> dict[str, Tensor
     }
 
 
+def test_mask_and_what_takes_it_off_are_grey(trained: Generator, editor: Editor) -> None:
+    x = inputs()
+    mask, edit = trained.mask(*(x[name] for name in ("crop", "target", "a", "b", "w")))
+    assert float(mask.abs().max()) > 0.01
+    torch.testing.assert_close(mask, mask[:, :1].expand_as(mask), atol=0, rtol=0)
+    inside = x["crop"] * 0.5  # far from black and white, where clamping would part the channels
+    composed = trained.compose(inside, mask, torch.zeros_like(edit), torch.full((3,), 4.0))
+    torch.testing.assert_close(composed, composed[:, :1].expand_as(composed), atol=1e-6, rtol=0)
+    restorer = Restorer(editor)
+    with torch.no_grad():
+        restorer.decoder.to_image.weight.normal_(0, 0.2)
+    undone = restorer(inside)
+    assert float(undone.detach().abs().max()) > 0.01
+    torch.testing.assert_close(undone, undone[:, :1].expand_as(undone), atol=1e-6, rtol=0)
+
+
 def test_folding_norms_changes_nothing(editor: Editor) -> None:
     x = inputs()
     generator = Generator(editor)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emask.attributes import choose, labels
 from emask.engine import Engine, ShippedRecognizer, open_engine
 from emask.errors import NoFaceError, UsageError
 from emask.face.detect import Detector
@@ -98,6 +99,32 @@ def test_no_strength_changes_nothing(face: np.ndarray, engine: Engine, detector:
     for w, eps in ((1.0, 20.0), (0.2, 0.0)):
         (same,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=w, eps=eps)
         np.testing.assert_array_equal(same.pixels, photo.pixels)
+
+
+def test_an_attribute_changes_the_look_even_without_a_mask_and_nothing_outside_the_face(
+    two_faces: np.ndarray, engine: Engine, detector: Detector, tmp_path: Path
+) -> None:
+    photo = photo_of(two_faces, tmp_path)
+
+    def pixels(*names: str, eps: float = 0.0, given: bool = True) -> np.ndarray:
+        b = labels(choose(names)) if given else None
+        (changed,) = protect_photos([photo], TARGET, engine=engine, detector=detector, w=0.3, eps=eps, b=b)
+        assert len(changed.faces) == 2
+        return changed.pixels
+
+    np.testing.assert_array_equal(pixels(), photo.pixels)  # zeros are "as it is"
+    np.testing.assert_array_equal(pixels(eps=20.0), pixels(eps=20.0, given=False))
+    glasses, none, bangs = pixels("eyeglasses"), pixels("no-eyeglasses"), pixels("bangs")
+    assert (glasses != photo.pixels).any() and (glasses != none).any() and (glasses != bangs).any()
+    assert (pixels("eyeglasses", eps=20.0) != pixels(eps=20.0)).any()
+    # the tiny generator's crops end with a row of zeros: what is outside them is the photo's own
+    outside = np.ones(two_faces.shape[:2], bool)
+    rows, columns = np.mgrid[: two_faces.shape[0], : two_faces.shape[1]]
+    for transform in cut(photo.pixels, detector.detect([photo.pixels])[0])[0]:
+        moved = transform.apply(np.stack([columns.ravel(), rows.ravel()], 1))
+        outside &= ~((moved > -1) & (moved < 128)).all(1).reshape(outside.shape)
+    assert outside.any() and not outside.all()
+    np.testing.assert_array_equal(glasses[outside], photo.pixels[outside])
 
 
 def test_erasing_brings_the_pixels_back_nearer(
