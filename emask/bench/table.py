@@ -1,4 +1,4 @@
-"""A benchmark's JSON document rendered as Markdown."""
+"""A benchmark's JSON document rendered as Markdown, and what such tables are made of."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def _percent(entry: Mapping[str, Any]) -> str:
+def percent(entry: Mapping[str, Any]) -> str:
+    """A rate (`Rate.to_json`) in percent; "-" for none."""
     value = entry["value"]
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
+def interval(entry: Mapping[str, Any]) -> str:
+    """A rate in percent with its 95% interval."""
     if entry["value"] is None:
         return "-"
     return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
 
 
-def _lines(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table, an empty one last."""
     result = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
     return result + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
@@ -29,12 +32,12 @@ def _protection(document: Mapping[str, Any], entry: Mapping[str, Any], figure: s
             return []
         row = [name]
         for far in document["thresholds"][name]:
-            row += [_interval(figures[figure][far]), _percent(figures[figure + "_clean"][far])]
+            row += [interval(figures[figure][far]), percent(figures[figure + "_clean"][far])]
         rows.append(row)
     header = ["recognizer"]
     for far in next(iter(document["thresholds"].values())):
         header += [f"FAR {far}", "clean"]
-    return _lines(header, rows)
+    return markdown_table(header, rows)
 
 
 def _quality(entry: Mapping[str, Any]) -> str:
@@ -75,7 +78,7 @@ def render(document: Mapping[str, Any]) -> str:
         f"{calibration['people']} people. JPEG alone: {_quality(document['clean']['after_jpeg'])}.",
         "",
     ]
-    lines += _lines(
+    lines += markdown_table(
         ["recognizer", *[f"threshold FAR {f}" for f in fars], *[f"true accepts FAR {f} (%)" for f in fars]],
         [
             [n, *[f"{document['thresholds'][n][f]:.3f}" for f in fars],
@@ -92,7 +95,7 @@ def render(document: Mapping[str, Any]) -> str:
                 v = summary[name]
                 rows.append([f"{far}", name, f"{100 * v['mean']:.1f}", f"{100 * v['min']:.1f}", f"{100 * v['max']:.1f}",
                              f"{v['targets_at_90']} of {v['targets']}"])  # fmt: skip
-        lines += _lines(["FAR", "recognizer", "mean", "least", "most", "targets at 90% or more"], rows)
+        lines += markdown_table(["FAR", "recognizer", "mean", "least", "most", "targets at 90% or more"], rows)
     sections = [(f"Built-in target {name}", entry) for name, entry in document["targets"].items()]
     if document["unseen"]:
         sections.append((f"{len(document['unseen_targets'])} unseen targets", document["unseen"]))
@@ -116,7 +119,8 @@ def render(document: Mapping[str, Any]) -> str:
             rows = []
             for name, figures in entry["recognizers"].items():
                 for far in fars:
-                    beside = [_percent(figures[figure + suffix][far]) for suffix in ("_protected", "_clean")]
-                    rows.append([name, far, _interval(figures[figure][far]), *beside])
-            lines += [f"{heading} (%):", "", *_lines(["recognizer", "FAR", "restored", "protected", "clean"], rows)]
+                    beside = [percent(figures[figure + suffix][far]) for suffix in ("_protected", "_clean")]
+                    rows.append([name, far, interval(figures[figure][far]), *beside])
+            header = ["recognizer", "FAR", "restored", "protected", "clean"]
+            lines += [f"{heading} (%):", "", *markdown_table(header, rows)]
     return "\n".join(lines).rstrip() + "\n"

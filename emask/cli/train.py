@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emask.errors import TrainingError, UsageError
+from emask.cli.options import Device, DeviceChoice
+from emask.errors import UsageError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class StageName(str, Enum):
@@ -21,6 +25,14 @@ class StageName(str, Enum):
     three = "3"
     all = "all"
     recognizer = "recognizer"
+
+
+class AttackName(str, Enum):
+    """How the surrogates are attacked."""
+
+    meta = "meta"
+    first_order = "meta-first-order"
+    ensemble = "ensemble"
 
 
 # Where photos and recognizers are looked for when no option and no variable names them.
@@ -55,20 +67,39 @@ def train(
     surrogate: Annotated[
         list[str] | None, typer.Option(help="A surrogate's name, repeatable [default: those of fold A].")
     ] = None,
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and loss tables.")] = Path("runs/default"),
-    preset: Annotated[str, typer.Option(help="Settings: cpu, polish or smoke.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
-    max_minutes: Annotated[float | None, typer.Option(help="Wall-clock limit for all the stages named.")] = None,
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints, tables and pictures.")] = Path("runs/default"),
+    preset: Annotated[
+        str, typer.Option(help="Settings: cpu, gpu, paper, polish, sharpen, smoke, or a .toml file.")
+    ] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoints.")] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Wall-clock limit for all the stages named.", min=0.01)
+    ] = None,
     start_from: Annotated[
         Path | None,
         typer.Option(help="Begin stage 2 with these weights: a stage-2 or stage-3 checkpoint, or a folder of models."),
     ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="A photo: train for this target in the place of the built-in ones.")
+    ] = None,
+    attack: Annotated[AttackName | None, typer.Option(help="How surrogates are attacked [default: preset's].")] = None,
+    injection: Annotated[
+        float | None, typer.Option(help="Largest weight of the clean decoding in training.", min=0.0, max=1.0)
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Operations of the noise pool, with commas between; or all, or none.")
+    ] = None,
+    no_curriculum: Annotated[bool, typer.Option("--no-curriculum", help="All targets from the first step.")] = False,
+    no_critic: Annotated[bool, typer.Option("--no-critic", help="No critic in stage 2.")] = False,
+    no_owner_term: Annotated[bool, typer.Option("--no-owner-term", help="Do not move away from the owner.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and of all that is drawn.")] = None,
+    device: DeviceChoice = Device.auto,
 ) -> None:
     """Train the mask: attribute editing (1), mask and restorer (2), restorer alone (3).
 
     Each stage takes the one before from the run folder; stage 3 without one goes on from the models that ship.
     `--stage recognizer` distils the project's own recognizer from the surrogates. People of the test folds are never
-    used.
+    used. Several GPUs: torchrun --nproc-per-node N -m emask train ...
     """
     from emask.train.threads import prepare_process
 
@@ -76,84 +107,102 @@ def train(
     from dataclasses import replace
 
     from platformdirs import user_cache_path
-    from tqdm import tqdm
 
-    from emask.train import config as presets
-    from emask.train import loop
-    from emask.train.prepare import open_surrogates, prepare
-    from emask.weights import models_dir, shipped_path
+    from emask.train import config as settings
+    from emask.train.noise import choose_pool
+    from emask.train.place import join
+    from emask.train.prepare import open_surrogates, open_validation, prepare
+    from emask.train.run import check_before, run_stages
+    from emask.weights import models_dir
 
-    config = presets.preset(preset)
+    config = settings.preset(preset)
     stages = (1, 2, 3) if stage is StageName.all else () if stage is StageName.recognizer else (int(stage.value),)
     if max_minutes is not None and stages:
-        wanted = sum(config.minutes[s - 1] for s in stages)
-        if max_minutes < wanted:
-            first, second, third = (m * max_minutes / wanted for m in config.minutes)
-            config = replace(config, minutes=(first, second, third))
+        config = settings.shortened(config, max_minutes, stages)
+    changes: dict[str, Any] = {}
+    if attack is not None:
+        changes["attack"] = attack.value
+    if injection is not None:
+        changes["injection"] = injection
+    if noise is not None:
+        changes["noise"] = tuple(name.strip() for name in noise.split(","))
+    if seed is not None:
+        changes["seed"] = seed
+    weights = config.weights
+    if no_critic:
+        weights = replace(weights, critic=0.0)
+    if no_owner_term:
+        weights = replace(weights, owner=0.0)
+    config = replace(config, weights=weights, **changes)
+    if no_curriculum:
+        config = settings.without_curriculum(config)
+    choose_pool(config.noise)  # unknown names are refused before anything is loaded
+    if target is not None and not target.is_file():
+        raise UsageError(f"no photo {target}", "name the photo of one person with --target")
+    if target is not None and stages == (1,):
+        raise UsageError("stage 1 knows no targets", "leave out --target")
     data_folder = find_folder(data, "EMASK_DATA", DATA_PLACES, "--data")
     recognizer_folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
-    if stages == (2,) and not (run / "stage1.pt").exists():
-        raise TrainingError(f"{run / 'stage1.pt'} does not exist", "run emask train --stage 1 first")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make {run}: {error.strerror}", "name another folder with --run") from error
+    check_before(run, stages, start_from)
     surrogates = open_surrogates(recognizer_folder, surrogate)
     cache = user_cache_path("emask") / "training"
-    bar: tqdm | None = None
-
-    def progress(what: str, done: int, count: int) -> None:
-        nonlocal bar
-        if bar is None or bar.desc.removesuffix(": ") != what:
-            bar = tqdm(total=count, desc=what, unit="photo", disable=None)
-        bar.update(done - bar.n)
-        if done == count:
-            bar.close()
-
+    bars = _Bars()
     if stage is StageName.recognizer:
-        _recognizer(data_folder, surrogates, cache, run, max_minutes or 25.0, config.seed, progress)
+        _recognizer(data_folder, surrogates, cache, run, max_minutes or 25.0, config.seed, bars.progress)
         return
-    training_set = prepare(data_folder, surrogates, models_dir() / "targets", cache, config.bf16, progress)
-    typer.echo(
-        f"{len(training_set.pixels)} crops, {len(set(training_set.people.tolist()))} people, "
-        f"surrogates {', '.join(s.card.name for s in surrogates)}",
-        err=True,
-    )
+    place = join(device.value)
+    surrogates = [surrogate.to(place.device) for surrogate in surrogates]
+    portraits = target or models_dir() / "targets"
+    prepared = prepare(data_folder, surrogates, portraits, cache, config, place, bars.progress)
+    if place.first:
+        typer.echo(
+            f"{len(prepared.training)} crops, {len(set(prepared.training.people.tolist()))} people, "
+            f"surrogates {', '.join(s.card.name for s in surrogates)}, {place.device}",
+            err=True,
+        )
+    validation = None
+    if place.first and stages != (1,):
+        validation = open_validation(prepared, recognizer_folder, surrogates, config)
+    run_stages(
+        stages, prepared.training, surrogates, config, place, run, bars.stage, validation=validation, resume=resume,
+        start_from=start_from, say=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    if place.first:
+        typer.echo(f"done: {run}. Next: emask export {run}")
 
-    def reporter(number: int) -> Callable[[float, str], None]:
+
+class _Bars:
+    """Progress bars on standard error, where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._what = ""  # a bar that is not shown does not know what it is for
+
+    def progress(self, what: str, done: int, count: int) -> None:
+        """A bar of photos for a piece of preparation."""
+        from tqdm import tqdm
+
+        if self._bar is None or self._what != what:
+            self._what = what
+            self._bar = tqdm(total=count, desc=what, unit="photo", disable=None)
+        self._bar.update(done - self._bar.n)
+        if done == count:
+            self._bar.close()
+
+    def stage(self, number: int) -> Callable[[float, str], None]:
+        """A bar for a stage: share done, time spent and time left, with lines of losses above it."""
+        from tqdm import tqdm
+
         shape = "{l_bar}{bar}| {elapsed}<{remaining}"
-        stage_bar = tqdm(total=100, desc=f"stage {number}", bar_format=shape, disable=None)
+        bar = tqdm(total=100, desc=f"stage {number}", bar_format=shape, disable=None)
 
         def report(share: float, line: str) -> None:
-            stage_bar.update(min(100.0, 100 * share) - stage_bar.n)
-            stage_bar.write(line)
+            bar.update(min(100.0, 100 * share) - bar.n)
+            bar.write(line)
+            if share >= 1:
+                bar.close()
 
         return report
-
-    from emask.train.export import checkpoint_of, editor_of, generator_from, restorer_from
-
-    for number in stages:
-        report = reporter(number)
-        if number == 1:
-            loop.stage1(training_set, config, run, resume, report)
-        elif number == 2:
-            state = loop.load(run / "stage1.pt", "run --stage 1 first")
-            editor = editor_of(state)
-            editor.load_state_dict(state["editor"])
-            if start_from is not None and start_from.is_dir():
-                exported = checkpoint_of(start_from / "generator.onnx", start_from / "restorer.onnx")
-                start_from = run / "start.pt"
-                loop.save(start_from, exported)
-            loop.stage2(training_set, surrogates, editor.eval(), config, run, resume, report, start_from)
-        else:
-            if (run / "stage2.pt").exists():
-                state = loop.load(run / "stage2.pt", "")
-            else:
-                typer.echo("no stage2.pt in the run: going on from the models that ship", err=True)
-                state = checkpoint_of(shipped_path("generator"), shipped_path("restorer"))
-            g, restorer = generator_from(state), restorer_from(state)
-            loop.stage3(training_set, surrogates, g, restorer.train(), config, run, resume, report)
-    typer.echo(f"done: {run}. Next: emask export {run}")
 
 
 def _recognizer(

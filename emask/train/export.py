@@ -18,7 +18,7 @@ from emask.face.align import INNER
 from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
 from emask.nets.recognizer import EMBEDDING, Recognizer
 from emask.nets.restorer import Restorer
-from emask.train.loop import load
+from emask.train.checkpoint import load
 from emask.weights import FORMAT, sha256
 
 OPSET = 17
@@ -65,7 +65,13 @@ def checkpoint_of(generator: Path, restorer: Path) -> dict[str, Any]:
     def weights(model: onnx.ModelProto) -> dict[str, Tensor]:
         return {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
 
-    first, second = onnx.load(str(generator)), onnx.load(str(restorer))
+    def read(path: Path) -> onnx.ModelProto:
+        try:
+            return onnx.load(str(path))
+        except Exception as error:  # the reader raises many classes of its own
+            raise ModelError(f"{path} is no ONNX model, or damaged", "export it again, or train stage 2") from error
+
+    first, second = read(generator), read(restorer)
     properties = {entry.key: entry.value for entry in first.metadata_props}
     if "emask.net" not in properties or "emask.fusion" not in properties:
         raise ModelError(f"{generator} does not say how large its networks are", "export it again, or train stage 2")

@@ -5,32 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from emask.train.draws import Draws
+
 
 def cosine_rows(x: Tensor, y: Tensor) -> Tensor:
     """(B, D) and (B, D) unit vectors to (B,) cosines."""
     return (x * y).sum(1)
 
 
-def adversarial(
-    embeddings: list[Tensor], targets: list[Tensor], weights: Tensor, reach: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """sum_k w_k max(0, reach - cos(F_k(T(x_p)), F_k(x_t))): the plain ensemble; the paper's has reach 1.
+def toward(embedding: Tensor, target: Tensor, reach: float = 1.0) -> Tensor:
+    """L_k of one surrogate: mean max(0, reach - cos(F_k(T(x_p)), F_k(x_t))); the paper's 1 - cos has reach 1.
 
     Args:
-        embeddings, targets: per surrogate, (B, D_k) unit.
-        weights: (K,), mean 1.
-
-    Returns:
-        The loss and the (K,) mean of 1 - cosine per surrogate, detached.
+        embedding, target: (B, D_k) unit.
     """
-    cosines = [cosine_rows(e, t) for e, t in zip(embeddings, targets, strict=True)]
-    losses = torch.stack([(reach - cosine).clamp(min=0).mean() for cosine in cosines])
-    return (weights * losses).sum(), torch.stack([1 - cosine.detach().mean() for cosine in cosines])
-
-
-def adaptive_weights(mean_losses: Tensor) -> Tensor:
-    """Self-adaptive weights: proportional to each surrogate's mean loss, mean 1, within [0.5, 2]."""
-    return (mean_losses / mean_losses.mean().clamp(min=1e-6)).clamp(0.5, 2.0)
+    return (reach - cosine_rows(embedding, target)).clamp(min=0).mean()
 
 
 def owner(embeddings: list[Tensor], sources: list[Tensor], margin: float) -> Tensor:
@@ -70,18 +59,9 @@ def roughness(change: Tensor, crop: Tensor) -> Tensor:
     return (weight * differences(change)).mean()
 
 
-def chroma(change: Tensor) -> Tensor:
-    """Mean absolute departure of a change from grey, of its pixels and of its means over 8 x 8 pixels.
-
-    Colour casts and speckles are what people notice first, and 4:2:0 JPEG halves what fine colour can carry anyway.
-    """
-    colour = change - change.mean(1, keepdim=True)
-    return colour.abs().mean() + nn.functional.avg_pool2d(colour, 8).abs().mean()
-
-
-def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, draws: Draws) -> Tensor:
     """WGAN-GP (Gulrajani et al. 2017): (||grad critic(x)||_2 - 1)^2 between real and fake images."""
-    share = torch.rand(real.shape[0], 1, 1, 1, generator=generator)
+    share = draws.uniform(real.shape[0], 1, 1, 1).to(real)
     between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
     score, _ = critic(between)
     (grad,) = torch.autograd.grad(score.sum(), between, create_graph=True)
@@ -89,5 +69,39 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, generator: t
 
 
 def attribute(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (B, n) against labels in [0, 1]."""
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    """Binary cross-entropy of logits (B, n) against labels (B, n) in [-1, 1]; one of zero is unknown and left out."""
+    each = nn.functional.binary_cross_entropy_with_logits(logits.float(), (labels + 1) / 2, reduction="none")
+    known = (labels != 0).float()
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def reconstruction(rebuilt: Tensor, crop: Tensor) -> Tensor:
+    """L1 of D(E(x), a) against x."""
+    return (rebuilt - crop).abs().mean()
+
+
+def wasserstein(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """The critic's loss: mean score of fake images minus that of real ones."""
+    return fake_score.mean() - real_score.mean()
+
+
+def pixels(restored: Tensor, crop: Tensor) -> Tensor:
+    """Mean absolute plus each image's root mean square difference: small everywhere, and large nowhere.
+
+    Args:
+        restored, crop: (B, 3, S, S).
+    """
+    difference = restored - crop
+    # the root has no gradient at 0, which an untrained restorer reaches on a crop that carries no mask
+    root = torch.sqrt(difference.square().mean((1, 2, 3)) + 1e-12)
+    return difference.abs().mean() + root.mean()
+
+
+def identity(embedding: Tensor, source: Tensor) -> Tensor:
+    """mean of 1 - cos(F(R(x_p)), F(x)): a restored face is its owner again."""
+    return (1 - cosine_rows(embedding, source)).mean()
+
+
+def away(embedding: Tensor, target: Tensor, margin: float) -> Tensor:
+    """mean of max(0, cos(F(R(x_p)), F(x_t)) - margin): a restored face no longer is the target."""
+    return (cosine_rows(embedding, target) - margin).clamp(min=0).mean()

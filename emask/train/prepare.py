@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from emask.errors import TrainingError
 from emask.face.align import CROP, align, estimate
-from emask.nets.generator import ATTRIBUTES
-from emask.train.data import Crops, load_crops
+from emask.images import load_photo
+from emask.train.config import TrainConfig
+from emask.train.data import load_crops
+from emask.train.dataset import TrainingSet
 from emask.train.distill import to_float
-from emask.train.loop import TrainingSet
+from emask.train.labels import read_labels
+from emask.train.place import Place
 from emask.train.surrogates import Surrogate, read_cards
+from emask.train.validation import FAR, Validation, choose_people
 
 # Surrogates when none are named: the recognizers of this fold.
 DEFAULT_FOLD = "A"
 Progress = Callable[[str, int, int], None]
+CPU = Place()
 
 
 def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
@@ -48,40 +52,21 @@ def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
     return surrogates
 
 
-def read_labels(data: Path, crops: Crops) -> Tensor:
-    """(N, 13) float32 labels in [-1, 1] from CSV files in CelebA's columns (values 0..1, or -1 and 1); 0 unknown.
-
-    Every `*attributes*.csv` of the data folder that has all columns is read; photos are matched by file name.
-    """
-    table: dict[str, list[float]] = {}
-    for path in sorted(data.glob("*attributes*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if not set(ATTRIBUTES) <= set(columns):
-                continue
-            for row in reader:
-                table[row[columns[0]]] = [float(row[name]) for name in ATTRIBUTES]
-    values = torch.zeros(len(crops), len(ATTRIBUTES))
-    signed = any(value < 0 for row in table.values() for value in row)
-    for index, name in enumerate(crops.names):
-        labels = table.get(Path(name).name)
-        if labels is not None:
-            values[index] = torch.tensor(labels) if signed else torch.tensor(labels) * 2 - 1
-    return values
-
-
 def embed_crops(
-    surrogates: list[Surrogate], pixels: np.ndarray, bf16: bool, progress: Callable[[int, int], None] | None = None
+    surrogates: Sequence[Surrogate],
+    pixels: np.ndarray,
+    bf16: bool,
+    progress: Callable[[int, int], None] | None = None,
+    place: Place = CPU,
 ) -> list[Tensor]:
-    """Per surrogate the (N, D_k) float32 unit embeddings of (N, S, S, 3) uint8 crops."""
+    """Per surrogate the (N, D_k) float32 unit embeddings of (N, S, S, 3) uint8 crops, on the CPU."""
     rows: list[list[Tensor]] = [[] for _ in surrogates]
-    step = 32
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    step = 32 if place.device.type == "cpu" else 512
+    with torch.no_grad(), place.autocast(bf16):
         for start in range(0, len(pixels), step):
-            crops = to_float(pixels[start : start + step])
+            crops = to_float(pixels[start : start + step]).to(place.device)
             for k, surrogate in enumerate(surrogates):
-                rows[k].append(surrogate(crops).float())
+                rows[k].append(surrogate(crops).float().cpu())
             if progress:
                 progress(min(start + step, len(pixels)), len(pixels))
     return [torch.cat(parts) for parts in rows]
@@ -97,34 +82,61 @@ def _cached(path: Path, make: Callable[[], list[Tensor]]) -> list[Tensor]:
     return tensors
 
 
-def target_crops(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Names and (T, S, S, 3) uint8 crops of the built-in targets in a folder of portraits.
+def target_crops(portraits: Path) -> tuple[list[str], np.ndarray]:
+    """Names and (T, S, S, 3) uint8 crops of the targets in a folder of portraits, or in one photo.
 
     Raises:
-        TrainingError: no portrait, or one without a face.
+        TrainingError: no portrait, or one without exactly one face.
     """
     from emask.face.detect import Detector
 
-    files = sorted(folder.glob("*.jpg"))
+    files = [portraits] if portraits.is_file() else sorted(portraits.glob("*.jpg"))
     if not files:
-        raise TrainingError(f"no built-in targets in {folder}", "make some: python -m emask.train.synthetic")
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+        raise TrainingError(f"no built-in targets in {portraits}", "make some: python -m emask.train.synthetic")
+    pictures = [load_photo(file).pixels for file in files]
     crops = []
     for file, picture, faces in zip(files, pictures, Detector().detect(pictures), strict=True):
         if not faces:
-            raise TrainingError(f"no face found in {file}")
+            raise TrainingError(f"no face found in {file}", "a target's photo shows one person, sharp and frontal")
+        if len(faces) > 1:
+            raise TrainingError(f"{file} shows {len(faces)} faces, not one", "crop it to the person who is meant")
         crops.append(align(picture, estimate(faces[0].points)))
     return [file.stem for file in files], np.stack(crops)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a run reads.
+
+    Attributes:
+        training: on the CPU.
+        validation: (V, 2, S, S, 3) uint8: two photos each of people who are in no training.
+        validation_targets: (T, 2, S, S, 3) uint8: two photos each of further such people, to be taken for.
+        validation_identity: (T, 256) float32 unit embeddings of the targets' first photos.
+        built_in: (K, S, S, 3) uint8, the built-in targets' crops.
+    """
+
+    training: TrainingSet
+    validation: np.ndarray
+    validation_targets: np.ndarray
+    validation_identity: Tensor
+    built_in: np.ndarray
+
+
+# How many of the people kept for validation are targets.
+VALIDATION_TARGETS = 8
+
+
 def prepare(
-    data: Path, surrogates: list[Surrogate], targets: Path, cache: Path, bf16: bool, progress: Progress | None = None
-) -> TrainingSet:
-    """Everything the stages read. Test people are left out here, once for all stages.
+    data: Path, surrogates: Sequence[Surrogate], portraits: Path, cache: Path, config: TrainConfig, place: Place,
+    progress: Progress | None = None,
+) -> Prepared:  # fmt: skip
+    """Everything the stages read. Test people, and those of the validation, are left out here, once for all stages.
 
     Args:
         data: folder of photos, see `emask.train.data`.
-        targets: folder of the built-in targets' portraits.
+        surrogates: on the place's device.
+        portraits: folder of the built-in targets' portraits, or the photo of one target.
         cache: folder for crops and embeddings.
         progress: called with (what, done, all).
     """
@@ -133,6 +145,9 @@ def prepare(
     def part(what: str) -> Callable[[int, int], None]:
         return lambda done, count: progress(what, done, count) if progress else None
 
+    targets = target_crops(portraits)[1]  # first, since a wrong photo is soon found out
+    if not place.first:
+        place.agree(0.0)  # the first process fills the cache, the others read it
     crops = load_crops(data, cache, part("finding faces"))
     keep = np.flatnonzero(~crops.test)
     if not len(keep):
@@ -142,17 +157,56 @@ def prepare(
     who = hashlib.sha256(" ".join(s.card.name for s in surrogates).encode()).hexdigest()[:8]
     embedded = _cached(
         cache / f"embeddings-{photos}-{who}.pt",
-        lambda: embed_crops(surrogates, pixels, bf16, part("embedding with surrogates")),
+        lambda: embed_crops(surrogates, pixels, config.bf16, part("embedding with surrogates"), place),
     )
+    if place.first:
+        place.agree(0.0)
     recognizer = load_recognizer(None)
     identity = torch.from_numpy(recognizer.embed(pixels))
-    _, portraits = target_crops(targets)
-    return TrainingSet(
-        pixels=pixels,
-        people=crops.people[keep],
-        labels=read_labels(data, crops)[torch.from_numpy(keep)],
-        identity=identity,
-        surrogate=embedded,
-        target_identity=torch.from_numpy(recognizer.embed(portraits)),
-        target_surrogate=embed_crops(surrogates, portraits, bf16=False),
+    labels = read_labels(data, crops)[torch.from_numpy(keep)]
+    people = crops.people[keep]
+    pairs = choose_people(people, [crops.names[i] for i in keep], config.validate)
+    # at least as many people again must remain to train on
+    pairs = pairs[: len(np.unique(people)) // 2]
+    staying = np.flatnonzero(~np.isin(people, people[pairs.flatten()]))
+    rows = torch.from_numpy(staying)
+    aside = min(VALIDATION_TARGETS, len(pairs) // 2)
+    return Prepared(
+        TrainingSet(
+            pixels=torch.from_numpy(pixels[staying]),
+            people=people[staying],
+            labels=labels[rows],
+            identity=identity[rows],
+            surrogate=[embeddings[rows] for embeddings in embedded],
+            target_identity=torch.from_numpy(recognizer.embed(targets)),
+            target_surrogate=embed_crops(surrogates, targets, False, None, place),
+        ),
+        pixels[pairs[aside:]],
+        pixels[pairs[:aside]],
+        identity[torch.from_numpy(pairs[:aside, 0])],
+        targets,
     )
+
+
+def open_validation(
+    prepared: Prepared, folder: Path, surrogates: Sequence[Surrogate], config: TrainConfig
+) -> Validation | None:
+    """Validation by the recognizers of a folder that are no surrogates and whose cards have a threshold.
+
+    None where there is no such recognizer, or there are no people. Against people no training has had as targets, by
+    another photo of them; where the curriculum ends with built-in targets alone, against the first of these, as many
+    as it has, by their one photo.
+    """
+    from emask.recognize import load_folder, rate_key
+
+    used = {surrogate.card.name for surrogate in surrogates}
+    others = load_folder(folder, [name for name in read_cards(folder) if name not in used])
+    judges = [recognizer for recognizer in others if rate_key(FAR) in recognizer.thresholds]
+    if not judges or not len(prepared.validation_targets):
+        return None
+    last = config.phases[-1]
+    if not last.people or not last.share:
+        targets = prepared.built_in[: last.built_in]
+        identity = prepared.training.target_identity[: last.built_in]
+        return Validation(prepared.validation, judges, identity, np.stack([targets, targets], axis=1))
+    return Validation(prepared.validation, judges, prepared.validation_identity, prepared.validation_targets)

@@ -1,184 +1,226 @@
-"""The three stages on a handful of smooth pictures and tiny surrogates: they learn, resume, refuse and export."""
+"""The three stages on a handful of smooth pictures and tiny surrogates: they learn, refuse and export."""
 
 from __future__ import annotations
 
-import csv
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from emask.engine import open_engine
-from emask.errors import EmaskError, TrainingError, UsageError
-from emask.nets.generator import NetConfig
+from emask.errors import EmaskError, TrainingError
+from emask.nets.generator import Generator
 from emask.nets.recognizer import Recognizer
-from emask.train import export, loop
-from emask.train.config import PRESETS, Phase, TrainConfig, Weights, preset
-from emask.train.loop import TrainingSet
-from emask.train.prepare import embed_crops
+from emask.train import checkpoint, export, watch
+from emask.train.config import Phase, TrainConfig, Weights
+from emask.train.dataset import TrainingSet
+from emask.train.loop import Run, run_stage
+from emask.train.place import Place
+from emask.train.run import open_stage, run_stages, starting_weights
+from emask.train.stage import Setting, Stage
 from emask.train.surrogates import Surrogate
 
-N = 24
+OpenStage = Callable[..., Stage]
 
 
-@pytest.fixture(scope="module")
-def data(surrogates: list[Surrogate]) -> TrainingSet:
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.random((N, 3, 9, 9))).float()
-    smooth = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bicubic").clamp(0, 1)
-    pixels = (smooth * 255).byte().permute(0, 2, 3, 1).numpy().copy()
-    embedded = embed_crops(surrogates, pixels, bf16=False)
-    identity = torch.nn.functional.normalize(torch.randn(N, 256), dim=1)
-    labels = torch.from_numpy(rng.choice([-1.0, 1.0], (N, 13))).float()
-    return TrainingSet(
-        pixels, np.arange(N) // 2, labels, identity, embedded, identity[:2], [e[:2].clone() for e in embedded]
-    )
+def quiet(number: int) -> Callable[[float, str], None]:
+    return lambda share, line: None
 
 
-def config(**changes: object) -> TrainConfig:
-    base = TrainConfig(
-        net=NetConfig(widths=(4, 8, 8, 8), hidden=16),
-        batch=4,
-        bf16=False,
-        phases=(Phase(0.5, 1, 0, 0.0, 15.0, False), Phase(1.0, 2, 100, 0.5, 14.0, True)),
-        steps=(4, 8, 4),
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two networks' weights are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def quiet(share: float, line: str) -> None:
-    return None
-
-
-@pytest.fixture(scope="module")
-def run(data: TrainingSet, surrogates: list[Surrogate], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    editor = loop.stage1(data, config(), folder, False, quiet)
-    generator, restorer = loop.stage2(data, surrogates, editor.eval(), config(), folder, False, quiet)
-    loop.stage3(data, surrogates, generator, restorer, config(), folder, False, quiet)
-    return folder
-
-
-def test_every_stage_leaves_a_checkpoint_with_finite_weights(run: Path) -> None:
+def test_every_stage_leaves_a_checkpoint_with_finite_weights(run: Path, tiny_config: TrainConfig) -> None:
+    assert tiny_config.steps is not None
     for number, name in ((1, "editor"), (2, "generator"), (3, "restorer")):
-        state = loop.load(run / f"stage{number}.pt", "")
-        assert state["step"] > 0
+        state = checkpoint.load(run / f"stage{number}.pt", "")
+        assert state["step"] == tiny_config.steps[number - 1]
         assert all(torch.isfinite(value).all() for value in state[name].values())
+        assert state["config"] == tiny_config.net.to_dict()
+
+
+def test_every_stage_leaves_its_table_and_pictures(run: Path) -> None:
+    terms = {1: {"reconstruction", "editing", "realism", "wasserstein", "classifier"}}
+    terms[2] = {"adversarial", "owner", "perturbation", "roughness", "critic", "cos1", "cos2", "psnr", "pixels"}
+    terms[3] = {"pixels", "identity", "away"}
+    for number in (1, 2, 3):
+        columns = watch.read_columns(run / f"stage{number}.csv")
+        assert terms[number] <= columns.keys() and all(np.isfinite(columns[name]).all() for name in terms[number])
+        assert (run / f"stage{number}-samples.png").stat().st_size > 1000
+    assert not list(run.glob("*.partial"))
+
+
+def test_curves_are_drawn_where_matplotlib_is(run: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert all((run / f"stage{number}-curves.png").stat().st_size > 1000 for number in (1, 2, 3))
 
 
 def test_stage_two_leaves_encoder_and_decoder_as_they_were(run: Path) -> None:
-    state = loop.load(run / "stage1.pt", "")
+    state = checkpoint.load(run / "stage1.pt", "")
     editor = export.editor_of(state)
     editor.load_state_dict(state["editor"])
-    before = loop.Generator(editor.eval()).state_dict()
-    after = loop.load(run / "stage2.pt", "")["generator"]
+    before = Generator(editor.eval()).state_dict()
+    after = checkpoint.load(run / "stage2.pt", "")["generator"]
     frozen = [k for k in after if k.startswith(("encoder.", "decoder."))]
     assert frozen
     for key in frozen:
         torch.testing.assert_close(after[key], before[key])
-    assert any(not torch.equal(after[k], before[k]) for k in after if k.startswith("perturbation_encoder."))
+    for part in ("perturbation_encoder.", "protected_decoder.", "modulation.", "fusion"):
+        assert any(not torch.equal(after[k], before[k]) for k in after if k.startswith(part)), part
 
 
 def test_stage_three_trains_the_restorer_alone(run: Path) -> None:
-    second, third = loop.load(run / "stage2.pt", ""), loop.load(run / "stage3.pt", "")
-    assert all(torch.equal(value, second["generator"][key]) for key, value in third["generator"].items())
+    second, third = (checkpoint.load(run / f"stage{number}.pt", "") for number in (2, 3))
+    assert same(third["generator"], second["generator"])
     assert any(not torch.equal(value, second["restorer"][key]) for key, value in third["restorer"].items())
 
 
-def test_mask_moves_the_surrogates_toward_the_target(
-    data: TrainingSet, surrogates: list[Surrogate], tmp_path: Path
+def test_the_same_seed_gives_the_same_run_and_another_another(
+    stage_of: OpenStage, run: Path, tiny_config: TrainConfig, tmp_path: Path, one_thread: None
 ) -> None:
-    """The twin: the same network before training leaves the similarity where it was."""
-    only = config(
+    restorers = []
+    for seed in (0, 0, 1):
+        run_stage(stage_of(3, replace(tiny_config, seed=seed)), Run(tmp_path))
+        restorers.append(checkpoint.load(tmp_path / "stage3.pt", "")["restorer"])
+    assert same(restorers[0], restorers[1]) and not same(restorers[0], restorers[2])
+
+
+# --- the mask is learned
+
+
+@pytest.fixture(scope="module")
+def learned(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path
+) -> tuple[Generator, Generator, list[float]]:
+    """A generator before and after stage 2 on one target, and the adversarial term of every step."""
+    only = replace(
+        tiny_config,
         steps=(4, 40, 1),
         lr=(1e-3, 1e-2, 1e-3),
         phases=(Phase(1.0, 1, 0, 0.0, 15.0, False),),
-        weights=Weights(owner=0.0, roughness=0.0, chroma=0.0, critic=0.0),
+        weights=Weights(owner=0.0, roughness=0.0, critic=0.0),
     )
-    editor = loop.stage1(data, only, tmp_path, False, quiet).eval()
-    untrained = loop.Generator(editor)
-    trained, _ = loop.stage2(data, surrogates, editor, only, tmp_path, False, quiet)
+    setting = Setting(training_set, only, Place(), surrogates)
+    untrained, stage = (open_stage(2, setting, run) for _ in range(2))
+    terms = [stage.step(step / 40)["adversarial"].item() for step in range(40)]
+    generators = untrained.modules["generator"], stage.modules["generator"]
+    assert isinstance(generators[0], Generator) and isinstance(generators[1], Generator)
+    return *generators, terms
 
-    def similarity(generator: loop.Generator) -> float:
-        crop = loop.to_float(data.pixels[4:])
-        batch = len(crop)
-        zeros = torch.zeros(batch, 13)
+
+def test_the_adversarial_term_falls(learned: tuple[Generator, Generator, list[float]]) -> None:
+    terms = learned[2]
+    assert np.mean(terms[30:]) < 0.9 * np.mean(terms[:10])
+
+
+def test_mask_moves_the_surrogates_toward_the_target(
+    training_set: TrainingSet, surrogates: list[Surrogate], learned: tuple[Generator, Generator, list[float]]
+) -> None:
+    """The twin: the same network before training leaves the similarity where it was."""
+    data = training_set
+
+    def similarity(generator: Generator) -> float:
+        crop = data.crops(torch.arange(4, len(data)), torch.zeros(len(data) - 4, dtype=torch.bool))
+        zeros = torch.zeros(len(crop), 13)
         with torch.no_grad():
-            target = data.target_identity[:1].expand(batch, -1)
-            change = generator(crop, target, zeros, zeros, torch.zeros(batch), torch.full((batch,), 15.0))
+            target = data.target_identity[:1].expand(len(crop), -1)
+            change = generator(crop, target, zeros, zeros, torch.zeros(len(crop)), torch.full((len(crop),), 15.0))
             seen = surrogates[0](crop + change)
         return float((seen @ data.target_surrogate[0][0]).mean())
 
+    untrained, trained, _ = learned
     clean = float((data.surrogate[0][4:] @ data.target_surrogate[0][0]).mean())
     assert similarity(untrained) == pytest.approx(clean, abs=1e-4)
     assert similarity(trained) > clean + 0.02
 
 
-def test_resume_goes_on_from_the_checkpoint(
-    data: TrainingSet, surrogates: list[Surrogate], run: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "stage1.pt").write_bytes((run / "stage1.pt").read_bytes())
-    (tmp_path / "stage2.pt").write_bytes((run / "stage2.pt").read_bytes())
-    before = loop.load(tmp_path / "stage2.pt", "")
-    state = loop.load(run / "stage1.pt", "")
-    editor = export.editor_of(state)
-    editor.load_state_dict(state["editor"])
-    longer = config(steps=(4, before["step"] + 3, 4))
-    loop.stage2(data, surrogates, editor.eval(), longer, tmp_path, True, quiet)
-    after = loop.load(tmp_path / "stage2.pt", "")
-    assert after["step"] == before["step"] + 3
-    assert after["elapsed"] > before["elapsed"]
+# --- what stands in the way of a run
 
 
-def test_loss_table_has_a_header_and_numbers(run: Path, tmp_path: Path) -> None:
-    table = loop.LossTable(tmp_path / "t.csv", resume=False)
-    table.add({"a": torch.tensor(1.0)})
-    table.add({"a": torch.tensor(3.0)})
-    assert table.flush(2, loop.Clock(1)) == "a 2.000"
-    rows = list(csv.reader((tmp_path / "t.csv").open()))
-    assert rows[0] == ["step", "minutes", "a"]
-    assert float(rows[1][2]) == 2.0
-
-
-def test_missing_stage_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError) as caught:
-        loop.load(tmp_path / "stage1.pt", "run --stage 1 first")
+def test_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist") as caught:
+        checkpoint.load(tmp_path / "stage1.pt", "run --stage 1 first")
     assert caught.value.hint == "run --stage 1 first"
+
+
+def test_stage_two_without_stage_one_says_what_to_do(stage_of: OpenStage, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"stage1\.pt does not exist") as caught:
+        stage_of(2, folder=tmp_path)
+    assert "--stage 1" in caught.value.hint
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -1000])
+def test_damaged_checkpoint_is_one_line(run: Path, stage_of: OpenStage, tmp_path: Path, kept: int) -> None:
+    (tmp_path / "stage2.pt").write_bytes((run / "stage2.pt").read_bytes()[:kept])
+    with pytest.raises(TrainingError, match="damaged") as caught:
+        stage_of(3, folder=tmp_path)
+    assert "\n" not in caught.value.message and caught.value.hint
+    (tmp_path / "stage2.pt").write_text("no checkpoint at all")
+    with pytest.raises(TrainingError, match="no checkpoint of emask"):
+        stage_of(3, folder=tmp_path)
+
+
+def test_a_checkpoint_of_other_networks_is_not_gone_on_from(
+    stage_of: OpenStage, run: Path, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copy(run / "stage1.pt", tmp_path)
+    wider = replace(tiny_config, net=replace(tiny_config.net, widths=(8, 8, 8, 8)))
+    with pytest.raises(TrainingError, match="other networks") as caught:
+        run_stage(stage_of(1, wider), Run(tmp_path, resume=True))
+    assert "--resume" in caught.value.hint
+    # a checkpoint that holds less, as an older version's
+    state = checkpoint.load(run / "stage1.pt", "")
+    del state["sampler"]
+    checkpoint.save(tmp_path / "stage1.pt", state)
+    with pytest.raises(TrainingError, match="other networks"):
+        run_stage(stage_of(1), Run(tmp_path, resume=True))
+
+
+def test_the_number_of_surrogates_does_not_change_on_the_way(stage_of: OpenStage, run: Path) -> None:
+    state = checkpoint.load(run / "stage2.pt", "")
+    state["extra"]["adaptive"]["means"] = torch.ones(3)
+    with pytest.raises(TrainingError, match="3 surrogates, not 2"):
+        stage_of(2).restore(state)
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stage1.pt"
-    loop.save(path, {"step": 1})
+    checkpoint.save(path, {"step": 1})
 
-    def full(*_: object) -> None:
+    def full(state: object, file: Path) -> None:
+        file.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match="No space left"):
-        loop.save(path, {"step": 2})
-    assert loop.load(path, "")["step"] == 1
+    with pytest.raises(TrainingError, match="No space left") as caught:
+        checkpoint.save(path, {"step": 2})
+    assert "--resume" in caught.value.hint
+    assert checkpoint.load(path, "")["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_presets_and_time_limit() -> None:
-    assert sum(preset("cpu", 10).minutes) == pytest.approx(10)
-    assert preset("cpu", 10_000) == PRESETS["cpu"]
-    with pytest.raises(UsageError, match="no preset named 'huge'"):
-        preset("huge")
+# --- export, and training that begins with exported graphs
 
 
 def test_export_agrees_with_torch_and_the_engine_loads_it(run: Path, tmp_path: Path) -> None:
-    torch.save({"student": Recognizer().state_dict(), "step": 1}, run / "recognizer.pt")
+    whole = tmp_path / "run"
+    shutil.copytree(run, whole)
+    torch.save({"student": Recognizer().state_dict(), "step": 1}, whole / "recognizer.pt")
     strengths = {"medium": {"w": 0.0, "eps": 12.0}}
-    kinds = export.export_run(run, tmp_path, strengths)
+    kinds = export.export_run(whole, tmp_path / "models", strengths)
     assert sorted(kinds) == ["generator", "recognizer", "restorer"]
-    engine = open_engine(tmp_path / "generator.onnx", tmp_path / "restorer.onnx", tmp_path / "recognizer.onnx")
+    engine = open_engine(*(tmp_path / "models" / f"{kind}.onnx" for kind in ("generator", "restorer", "recognizer")))
     crops = np.random.default_rng(0).uniform(-1, 1, (2, 3, 128, 128)).astype(np.float32)
     target = engine.embed(crops[:1, :, 8:120, 8:120])[0]
     change = engine.protect(crops, target, w=0.0, eps=12.0)
-    state = loop.load(run / "stage3.pt", "")
+    state = checkpoint.load(run / "stage3.pt", "")
     zeros = torch.zeros(2, 13)
     with torch.no_grad():
         expected = export.generator_from(state)(
@@ -188,19 +230,60 @@ def test_export_agrees_with_torch_and_the_engine_loads_it(run: Path, tmp_path: P
     np.testing.assert_allclose(change, expected.numpy(), atol=1e-4)
 
 
-def test_training_can_go_on_from_exported_graphs(run: Path, tmp_path: Path) -> None:
-    export.export_run(run, tmp_path)
-    again = export.checkpoint_of(tmp_path / "generator.onnx", tmp_path / "restorer.onnx")
-    state = loop.load(run / "stage3.pt", "")
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run's models."""
+    folder = tmp_path_factory.mktemp("models")
+    export.export_run(run, folder)
+    return folder
+
+
+def test_exported_graphs_hold_the_checkpoints_weights(run: Path, exported: Path) -> None:
+    again = starting_weights(exported)
+    state = checkpoint.load(run / "stage3.pt", "")
     for kind in ("generator", "restorer"):
         assert again[kind].keys() == state[kind].keys()
         for name, value in again[kind].items():
             torch.testing.assert_close(value, state[kind][name], atol=1e-6, rtol=0)
 
 
+def test_stage_two_begins_with_exported_graphs_or_a_checkpoint(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, exported: Path
+) -> None:
+    """The sizes of the networks are those of the weights; the critic is stage 1's."""
+    wider = replace(tiny_config, net=replace(tiny_config.net, widths=(8, 8, 8, 8)))
+    setting = Setting(training_set, wider, Place(), surrogates)
+    state = checkpoint.load(run / "stage3.pt", "")
+    critic = checkpoint.load(run / "stage1.pt", "")["critic"]
+    for start in (exported, run / "stage3.pt"):
+        stage = open_stage(2, setting, run, start_from=start)
+        for kind in ("generator", "restorer"):
+            for name, value in stage.modules[kind].state_dict().items():
+                torch.testing.assert_close(value, state[kind][name], atol=1e-6, rtol=0)
+        assert same(stage.modules["critic"].state_dict(), critic)
+        stage.step(0.6)
+        assert stage.state(0.0)["config"] == tiny_config.net.to_dict()
+    with pytest.raises(TrainingError, match="no generator and restorer"):
+        open_stage(2, setting, run, start_from=run / "stage1.pt")
+
+
+def test_stage_three_alone_begins_with_the_models_that_ship(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, exported: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(exported))
+    said: list[str] = []
+    run_stages((3,), training_set, surrogates, tiny_config, Place(), tmp_path, quiet, say=said.append)
+    assert len(said) == 1 and "models that ship" in said[0]
+    before, after = (checkpoint.load(folder / "stage3.pt", "") for folder in (run, tmp_path))
+    for name, value in after["generator"].items():
+        torch.testing.assert_close(value, before["generator"][name], atol=1e-6, rtol=0)
+    assert not same(after["restorer"], before["restorer"])
+
+
 def test_export_refuses_what_disagrees(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    net = export.restorer_from(loop.load(run / "stage3.pt", ""))
+    net = export.restorer_from(checkpoint.load(run / "stage3.pt", ""))
     with pytest.raises(EmaskError, match="differ"):
         export.to_onnx(net, "restorer", tmp_path / "restorer.onnx", 128)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import torch
 
 from emask.errors import TrainingError
 from emask.train.prepare import open_surrogates
-from emask.train.surrogates import Subsampled, Surrogate, read_cards
+from emask.train.surrogates import FrozenPReLU, Subsampled, Surrogate, read_cards
 
 
 @pytest.mark.parametrize("name", ["one", "two", "three"])
@@ -48,6 +48,42 @@ def test_gradient_against_finite_differences(surrogates: list[Surrogate]) -> Non
             step = 1e-6
             numeric = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
         assert float((x.grad * direction).sum()) == pytest.approx(float(numeric.sum()), rel=1e-4)
+    finally:
+        surrogate.float()
+
+
+def test_the_fast_paths_are_twice_differentiable() -> None:
+    """The meta-auxiliary attack differentiates a gradient."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 3, 3, 2, 1, groups=3).requires_grad_(False)
+    net = torch.nn.Sequential(FrozenPReLU(torch.tensor([0.1, 0.3, -0.2])), Subsampled(conv)).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    x = (x + 0.1 * x.sign()).requires_grad_(True)  # away from PReLU's kink
+
+    def unit(image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(net(image).flatten(1), dim=1)  # piecewise linear would prove nothing
+
+    assert torch.autograd.gradcheck(unit, x)
+    assert torch.autograd.gradgradcheck(unit, x)
+
+
+def test_second_derivative_against_finite_differences(surrogates: list[Surrogate]) -> None:
+    torch.manual_seed(0)
+    surrogate = surrogates[0].double()
+    try:
+        x = (torch.rand(1, 3, 112, 112, dtype=torch.float64) * 2 - 1).requires_grad_(True)
+        direction = torch.randn_like(x)
+        probe = torch.randn(16, dtype=torch.float64)
+
+        def gradient(image: torch.Tensor, create_graph: bool = False) -> torch.Tensor:
+            out = surrogate.net(surrogate.prepare(image))
+            return torch.autograd.grad((out / out.norm()) @ probe, image, create_graph=create_graph)[0]
+
+        (analytic,) = torch.autograd.grad((gradient(x, create_graph=True) * direction).sum(), x)
+        step = 1e-6
+        above, below = (gradient((x + s * direction).detach().requires_grad_(True)) for s in (step, -step))
+        numeric = (above - below) / (2 * step)
+        assert float((analytic - numeric).norm() / numeric.norm()) < 1e-4
     finally:
         surrogate.float()
 

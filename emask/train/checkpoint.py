@@ -1,0 +1,40 @@
+"""Checkpoints of a run: written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emask.errors import TrainingError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; the one before stays until the new one is complete.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise TrainingError(f"cannot write {path}: {error}", "free some space and go on with --resume") from error
+
+
+def load(path: Path, hint: str) -> dict[str, Any]:
+    """Read a checkpoint of this project, to the CPU.
+
+    Raises:
+        TrainingError: it does not exist (the hint says what would make it), or is damaged.
+    """
+    if not path.exists():
+        raise TrainingError(f"{path} does not exist", hint)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is no checkpoint of emask, or damaged", "remove it, or train it again") from error

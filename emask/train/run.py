@@ -1,0 +1,136 @@
+"""A whole run: the stages in turn, each beginning with what the one before left in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from emask.errors import TrainingError, UsageError
+from emask.nets.discriminator import Discriminator
+from emask.train.checkpoint import load
+from emask.train.config import TrainConfig
+from emask.train.dataset import TrainingSet
+from emask.train.export import checkpoint_of, editor_of, generator_from, restorer_from
+from emask.train.loop import Report, Run, run_stage
+from emask.train.place import Place
+from emask.train.stage import Setting, Stage
+from emask.train.stage1 import EditingStage
+from emask.train.stage2 import MaskStage
+from emask.train.stage3 import RestorerStage
+from emask.train.surrogates import Surrogate
+from emask.train.validation import Validation
+from emask.weights import shipped_path
+
+NEEDS_STAGE_1 = "run emask train --stage 1 first"
+
+
+def check_before(folder: Path, stages: Sequence[int], start_from: Path | None) -> None:
+    """Refuse a run that cannot work before minutes go into preparing it; make its folder.
+
+    Raises:
+        TrainingError: the folder cannot be written, or what the first stage or stage 2 begins with is not there.
+        ModelError: start_from holds a damaged model.
+        UsageError: start_from without stage 2.
+    """
+    if tuple(stages) == (2,) and not (folder / "stage1.pt").exists():
+        raise TrainingError(f"{folder / 'stage1.pt'} does not exist", NEEDS_STAGE_1)
+    if start_from is not None and 2 not in stages:
+        raise UsageError("--start-from is what stage 2 begins with", "leave it out, or train stage 2 as well")
+    if start_from is not None:
+        starting_weights(start_from)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process of this run may have been faster
+    except OSError as error:
+        reason = error.strerror or error
+        raise TrainingError(f"cannot write to {folder}: {reason}", "name another folder with --run") from error
+
+
+def starting_weights(start_from: Path) -> dict[str, Any]:
+    """Generator and restorer of a stage-2 or stage-3 checkpoint, or of a folder of exported models.
+
+    Raises:
+        TrainingError: it holds none.
+        ModelError: a model is damaged or of another version.
+    """
+    hint = "--start-from takes a stage2.pt or stage3.pt, or a folder of models"
+    if start_from.is_dir():
+        models = start_from / "generator.onnx", start_from / "restorer.onnx"
+        for path in models:
+            if not path.is_file():
+                raise TrainingError(f"{path} does not exist", hint)
+        return checkpoint_of(*models)
+    state = load(start_from, hint)
+    if not {"generator", "restorer"} <= state.keys():
+        raise TrainingError(f"{start_from} holds no generator and restorer", hint)
+    return state
+
+
+def open_stage(
+    number: int, setting: Setting, folder: Path, start_from: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Stage:  # fmt: skip
+    """A stage with the weights it begins with; the arguments are those of `run_stages`.
+
+    Raises:
+        TrainingError: the folder lacks what the stage begins with.
+    """
+    if number == 1:
+        return EditingStage(setting)
+    return _mask_stage(setting, folder, start_from) if number == 2 else _restorer_stage(setting, folder, say)
+
+
+def run_stages(
+    stages: Sequence[int], data: TrainingSet, surrogates: Sequence[Surrogate], config: TrainConfig, place: Place,
+    folder: Path, report: Callable[[int], Report], *, validation: Validation | None = None, resume: bool = False,
+    start_from: Path | None = None, say: Callable[[str], None] = lambda line: None,
+) -> Stage:  # fmt: skip
+    """Train stages in turn; returns the last of them.
+
+    Args:
+        stages: of 1, 2 and 3, in this order.
+        data: on the CPU; it goes to the place's device.
+        surrogates: on the place's device.
+        folder: the run's; it exists.
+        report: gives a stage's report by its number.
+        start_from: what stage 2 begins with, instead of copies of stage 1's networks.
+        say: told what a user should know.
+
+    Raises:
+        TrainingError: a stage lacks what it begins with, or a checkpoint cannot be written.
+    """
+    setting = Setting(data.to(place.device), config, place, surrogates)
+    for number in stages:
+        stage = open_stage(number, setting, folder, start_from, say)
+        run_stage(stage, Run(folder, report(number) if place.first else _silent, validation, resume))
+        if place.world > 1:  # the next stage reads what the first process has written
+            place.agree(0.0)
+    return stage
+
+
+def _silent(share: float, line: str) -> None:
+    """What further processes report."""
+
+
+def _mask_stage(setting: Setting, folder: Path, start_from: Path | None) -> MaskStage:
+    state = load(folder / "stage1.pt", NEEDS_STAGE_1)
+    weights = starting_weights(start_from) if start_from is not None else None
+    critic = Discriminator(len(state["critic"]["classifier.4.bias"]))
+    critic.load_state_dict(state["critic"])
+    # the sizes of the networks are those of the weights, whatever the preset says
+    editor = editor_of(weights or state)
+    if weights is None:
+        editor.load_state_dict(state["editor"])
+    return MaskStage(setting, editor.eval(), critic, weights)
+
+
+def _restorer_stage(setting: Setting, folder: Path, say: Callable[[str], None]) -> RestorerStage:
+    if (folder / "stage2.pt").exists():
+        state = load(folder / "stage2.pt", "")
+    else:
+        say("no stage2.pt in the run: going on from the models that ship")
+        state = checkpoint_of(shipped_path("generator"), shipped_path("restorer"))
+    return RestorerStage(setting, generator_from(state), restorer_from(state))

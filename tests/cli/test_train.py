@@ -1,0 +1,166 @@
+"""`emask train`: a whole small run on photos, and what it refuses before minutes go into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from emask.cli.app import main
+
+PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
+RECOGNIZERS = {"blocks-8": (8, "A"), "blocks-16": (16, "A"), "judge": (14, "B")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos each of six synthetic people."""
+    folder = tmp_path_factory.mktemp("data")
+    for photo in PEOPLE.glob("*.jpg"):
+        name, number = photo.stem.split("_")
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / f"{name}_000{number}.jpg").write_bytes(photo.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recognizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three that compare mean colours of blocks: two surrogates, and a judge with a threshold."""
+    folder = tmp_path_factory.mktemp("recognizers")
+    cards = []
+    for name, (side, fold) in RECOGNIZERS.items():
+        nodes = [
+            helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[side] * 2, strides=[side] * 2),
+            helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
+            helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
+            helper.make_node("Flatten", ["centred"], ["out"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "recognizer",
+            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 3 * (112 // side) ** 2])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+                  str(folder / f"{name}.onnx"))  # fmt: skip
+        card = {"name": name, "file": f"{name}.onnx", "fold": fold, "size": [112, 112], "mean": [127.5] * 3}
+        cards.append({**card, "std": [127.5] * 3, **({"threshold": {"0.01": 0.5}} if fold == "B" else {})})
+    (folder / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def work(
+    tmp_path: Path, models: Path, data: Path, recognizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The working directory: with links to data and recognizers where they are looked for, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMASK_DATA", str(data))
+    monkeypatch.setenv("EMASK_RECOGNIZERS", str(recognizers))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+    return tmp_path
+
+
+def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--stage", "all", "--preset", "smoke", "--run", "runs/new/smoke", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "Next: emask export" in captured.out and "Traceback" not in captured.err
+    # three of the six people are kept for validation
+    assert "6 crops, 3 people, surrogates blocks-8, blocks-16, cpu" in captured.err
+    run = work / "runs/new/smoke"
+    for number in (1, 2, 3):
+        assert all((run / f"stage{number}{end}").stat().st_size for end in (".pt", ".csv", "-samples.png"))
+        assert Image.open(run / f"stage{number}-samples.png").size[1] % 128 == 0
+    # the judge's figures, at the end of stages 2 and 3
+    rows = [line.split(",") for line in (run / "validation.csv").read_text().splitlines()]
+    assert rows[0][:4] == ["stage", "step", "minutes", "asr"] and "reverify@judge" in rows[0]
+    assert [row[:2] for row in rows[1:]] == [["2", "20"], ["3", "10"]]
+    assert not [path for path in run.iterdir() if path.name == ".writable" or path.suffix == ".partial"]
+
+    # what is finished stays finished; stage 2 alone goes on where stage 1 is; a changed seed is another run
+    before = (run / "stage1.pt").read_bytes()
+    arguments = ["--preset", "smoke", "--run", "runs/new/smoke", "--device", "cpu"]
+    assert main(["train", "--stage", "3", "--resume", *arguments]) == 0
+    assert main(["train", "--stage", "2", "--attack", "meta", "--injection", "0", "--noise", "none", "--no-curriculum",
+                 "--no-critic", "--no-owner-term", "--target", str(PEOPLE / "june_1.jpg"), "--seed", "3",
+                 "--max-minutes", "0.05", *arguments]) == 0  # fmt: skip
+    assert (run / "stage1.pt").read_bytes() == before
+    assert [line.split(",")[0] for line in (run / "validation.csv").read_text().splitlines()[1:]] == ["2"]
+
+    capsys.readouterr()
+    assert main(["export", "runs/new/smoke", "-o", "exported"]) == 0
+    assert {"generator.onnx", "restorer.onnx", "manifest.json"} <= {path.name for path in Path("exported").iterdir()}
+    assert main(["train", "--stage", "2", "--start-from", "exported", *arguments]) == 0
+
+
+# arguments beside `train`, exit code, what the error says and what the hint
+REFUSED = [
+    (["--stage", "2"], 1, "stage1.pt does not exist", "emask train --stage 1"),
+    (["--stage", "4"], 2, "'4'", ""),
+    ([], 2, "", ""),
+    (["--stage", "1", "--noise", "jpeg,grain"], 2, "unknown distortion: grain", "misalignment"),
+    (["--stage", "1", "--noise", "none,jpeg"], 2, "unknown distortion: none", "on its own"),
+    (["--stage", "all", "--target", "nobody.jpg"], 2, "no photo nobody.jpg", "--target"),
+    (["--stage", "1", "--target", "face.jpg"], 2, "stage 1 knows no targets", "--target"),
+    (["--stage", "all", "--target", "blank.png"], 1, "no face found in blank.png", "one person"),
+    (["--stage", "1", "--surrogate", "blocks-8"], 1, "one surrogate", "two or more"),
+    (["--stage", "1", "--surrogate", "nobody"], 1, "no recognizer named nobody", "blocks-8, blocks-16, judge"),
+    (["--stage", "1", "--data", "empty"], 1, "no photos in empty", "--data"),
+    (["--stage", "1", "--data", "nowhere"], 2, "no folder nowhere", "--data"),
+    (["--stage", "1", "--recognizers", "nowhere"], 2, "no folder nowhere", "--recognizers"),
+    (["--stage", "1", "--recognizers", "empty"], 1, "no recognizers.json", "surrogates"),
+    (["--stage", "1", "--run", "face.jpg"], 1, "cannot write to face.jpg", "--run"),
+    (["--stage", "1", "--run", "face.jpg/run"], 1, "cannot write to", "--run"),
+    (["--stage", "1", "--preset", "huge"], 2, "no preset named 'huge'", "smoke"),
+    (["--stage", "1", "--preset", "own.toml"], 2, "no setting 'batchs'", "batch"),
+    (["--stage", "all", "--start-from", "nowhere"], 1, "nowhere does not exist", "stage3.pt"),
+    (["--stage", "all", "--start-from", "empty"], 1, "generator.onnx does not exist", "folder of models"),
+    (["--stage", "all", "--start-from", "face.jpg"], 1, "no checkpoint of emask", ""),
+    (["--stage", "3", "--start-from", "face.jpg"], 2, "--start-from", "stage 2"),
+    (["--stage", "1", "--attack", "both"], 2, "both", ""),
+    (["--stage", "1", "--injection", "1.5"], 2, "--injection", ""),
+    (["--stage", "1", "--max-minutes", "0"], 2, "max-minutes", ""),
+    (["--stage", "1", "--device", "tpu"], 2, "tpu", ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said", "hint"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_what_cannot_be_trained_is_refused(
+    work: Path, face: np.ndarray, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str,
+    hint: str,
+) -> None:  # fmt: skip
+    (work / "empty").mkdir()
+    (work / "own.toml").write_text("batchs = 3\n")
+    Image.fromarray(face).save(work / "face.jpg", quality=95)
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(work / "blank.png")
+    smoke = [] if "--preset" in arguments else ["--preset", "smoke"]
+    assert main(["train", *arguments, *(smoke if arguments else [])]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err and hint in captured.err and "Traceback" not in captured.err
+    if said:
+        assert len([line for line in captured.err.splitlines() if line.startswith("error:")]) == 1
+    assert not list(work.rglob("*.pt"))
+
+
+def test_without_folders_the_usual_places_are_named(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EMASK_DATA")
+    assert main(["train", "--stage", "1"]) == 2
+    assert "no --data given" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_so(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emask.train.prepare.open_surrogates", stop)
+    assert main(["train", "--stage", "1", "--preset", "smoke"]) == 130
+    assert "interrupted" in capsys.readouterr().err

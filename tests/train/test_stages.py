@@ -1,0 +1,302 @@
+"""What one step of a stage does: which terms, what weights, what is drawn, what is trained and what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from emask.nets.discriminator import Discriminator
+from emask.nets.generator import Editor, Generator
+from emask.nets.restorer import Restorer
+from emask.train import losses
+from emask.train.config import Phase, TrainConfig, Weights
+from emask.train.dataset import Batch, Sampler, TrainingSet
+from emask.train.masking import EDITABLE
+from emask.train.place import Place
+from emask.train.stage import Setting
+from emask.train.stage1 import EditingStage
+from emask.train.stage2 import MaskStage
+from emask.train.stage3 import RestorerStage
+from emask.train.surrogates import Surrogate
+
+BUDGET = 15.0
+WITH_RESTORER = (Phase(1.0, 2, 100, 0.5, BUDGET, True),)
+WITHOUT_RESTORER = (Phase(1.0, 2, 100, 0.5, BUDGET, False),)
+MakeStage = Callable[[TrainConfig], MaskStage]
+
+
+@pytest.fixture
+def mask_stage(training_set: TrainingSet, surrogates: list[Surrogate]) -> MakeStage:
+    """Stage 2 with networks far from where they begin, so that every term has a gradient: a mask beyond the budget."""
+
+    def make(config: TrainConfig) -> MaskStage:
+        torch.manual_seed(0)
+        editor, critic = Editor(config.net).eval(), Discriminator(13)
+        stage = MaskStage(Setting(training_set, config, Place(), surrogates), editor, critic)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in [*stage.theta, *stage.restorer_parameters]:
+                parameter += 0.15 * torch.randn_like(parameter)
+            for parameter in critic.parameters():  # an untrained one hardly tells pictures apart
+                parameter *= 3
+        return stage
+
+    return make
+
+
+@pytest.fixture
+def active(tiny_config: TrainConfig) -> TrainConfig:
+    """Settings at which no hinge is content: every term of the loss has a gradient."""
+    return replace(
+        tiny_config, phases=WITH_RESTORER, noise=("none",), reach=1.0, owner_margin=-1.0, away_margin=-1.0, edits=1.0
+    )
+
+
+def loss_of(stage: MaskStage) -> tuple[dict[str, float], float, Tensor]:
+    """A step's terms, its weighted total, and the total's gradient for generator and restorer."""
+    caught: list[tuple[float, Tensor]] = []
+
+    def catch(loss: Tensor, *parts: tuple[str, list[Tensor]], clip: float | None = None) -> None:
+        if parts[0][0] != "critic":
+            every = [p for _, parameters in parts for p in parameters]
+            grads = torch.autograd.grad(loss, every, allow_unused=True)
+            caught.append((loss.item(), torch.cat([torch.zeros(1) if g is None else g.flatten() for g in grads])))
+
+    stage.update = catch  # type: ignore[method-assign, assignment]
+    terms = {name: value.item() for name, value in stage.step(0.0).items()}
+    assert len(caught) == 1
+    return terms, *caught[0]
+
+
+# the terms of DESIGN section 2, of the owner and of smoothness
+TERMS = [
+    "adversarial", "owner", "perturbation", "roughness", "critic", "attribute", "pixels", "identity", "away"
+]  # fmt: skip
+
+
+def test_the_total_of_stage_two_is_the_weighted_sum_of_its_terms(mask_stage: MakeStage, active: TrainConfig) -> None:
+    terms, total, gradient = loss_of(mask_stage(active))
+    assert set(TERMS) <= terms.keys()
+    assert terms["perturbation"] > 1  # the mask is beyond the budget, as it is meant to be here
+    assert total == pytest.approx(sum(getattr(active.weights, name) * terms[name] for name in TERMS), rel=1e-5)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_has_its_weight(mask_stage: MakeStage, active: TrainConfig, name: str) -> None:
+    weight = getattr(active.weights, name)
+
+    def gradient(factor: float) -> Tensor:
+        return loss_of(mask_stage(replace(active, weights=replace(active.weights, **{name: factor * weight}))))[2]
+
+    none, once, twice, thrice = (gradient(factor) for factor in (0.0, 1.0, 2.0, 3.0))
+    share = twice - once
+    assert share.norm() > 1e-4 * once.norm() and (once - none).norm() > 0.9 * share.norm()
+    assert (thrice - twice - share).norm() < 1e-2 * share.norm()
+
+
+def test_weights_of_another_stage_have_no_effect(mask_stage: MakeStage, active: TrainConfig) -> None:
+    other = replace(active.weights, reconstruction=0.0, editing=0.0, classifier=0.0, realism=0.0)
+    assert torch.equal(loss_of(mask_stage(replace(active, weights=other)))[2], loss_of(mask_stage(active))[2])
+
+
+def test_without_restorer_or_edits_their_terms_are_missing(mask_stage: MakeStage, active: TrainConfig) -> None:
+    terms, _, _ = loss_of(mask_stage(replace(active, phases=WITHOUT_RESTORER, edits=0.0)))
+    assert {"adversarial", "owner", "perturbation", "roughness", "critic"} <= terms.keys()
+    assert not {"attribute", "pixels", "identity", "away"} & terms.keys()
+    without_critic = replace(active, weights=replace(active.weights, critic=0.0))
+    assert not {"critic", "attribute"} & loss_of(mask_stage(without_critic))[0].keys()
+
+
+def test_the_attacks_differ(mask_stage: MakeStage, active: TrainConfig) -> None:
+    """One step each from the same networks with the same draws: another loss, another gradient, finite parameters."""
+    only = replace(active, weights=Weights(owner=0, perturbation=0, roughness=0, critic=0), phases=WITHOUT_RESTORER)
+    kinds = ("ensemble", "meta", "meta-first-order")
+    gradients = {kind: loss_of(mask_stage(replace(only, attack=kind, inner_lr=0.1)))[2] for kind in kinds}
+    for first, second in (("ensemble", "meta"), ("ensemble", "meta-first-order"), ("meta", "meta-first-order")):
+        assert (gradients[first] - gradients[second]).norm() > 1e-3 * gradients[first].norm()
+
+    after = {}
+    for kind in kinds:
+        stage = mask_stage(replace(active, attack=kind))
+        encoder = {name: value.clone() for name, value in stage.generator.encoder.state_dict().items()}
+        stage.step(0.1)
+        after[kind] = torch.cat([p.detach().flatten() for p in stage.theta])
+        assert torch.isfinite(after[kind]).all()
+        assert all(torch.equal(value, encoder[name]) for name, value in stage.generator.encoder.state_dict().items())
+    assert not any(torch.equal(after["ensemble"], after[kind]) for kind in kinds[1:])
+    assert not torch.equal(after["meta"], after["meta-first-order"])
+
+
+def test_all_primaries_are_more_than_one(mask_stage: MakeStage, active: TrainConfig) -> None:
+    meta = replace(active, attack="meta")
+    one, both = (loss_of(mask_stage(replace(meta, primaries=which)))[0]["adversarial"] for which in ("one", "all"))
+    assert both > 1.5 * one
+
+
+def test_the_terms_of_a_crop_that_carries_no_mask_yet(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig
+) -> None:
+    """At first the protected crop is the crop itself, and the restorer changes nothing: all terms are known."""
+    config = replace(tiny_config, phases=WITH_RESTORER, noise=("none",), owner_margin=0.25, reach=0.5)
+    batch = Batch(np.array([4, 9, 14, 19]), np.zeros(4, bool), 0)
+
+    def fresh() -> MaskStage:
+        torch.manual_seed(0)
+        return MaskStage(
+            Setting(training_set, config, Place(), surrogates), Editor(config.net).eval(), Discriminator(13)
+        )
+
+    request = fresh().request(batch, 0.0, BUDGET, (0.7, 1.3))  # the one that the step draws
+    with torch.no_grad():
+        score = fresh().critic(request.crop)[0].mean()
+    cosines = [losses.cosine_rows(s, w) for s, w in zip(request.sources, request.wanted, strict=True)]
+    terms = fresh().losses(batch, 0.0)
+    expected = {
+        "adversarial": sum((0.5 - c).clamp(min=0).mean() for c in cosines),  # with weights of 1
+        "owner": 0.75, "perturbation": 1.0, "roughness": 0.0, "pixels": 0.0, "identity": 0.0,
+        "away": (cosines[0] - config.away_margin).clamp(min=0).mean(), "critic": -score,
+        "cos1": cosines[0].mean(), "cos2": cosines[1].mean(),
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(float(value), abs=1e-4), name
+    assert abs(expected["away"] - expected["adversarial"]) > 0.01 and cosines[0].max() < 0.9  # nothing equal by chance
+
+
+def test_injection_weights_are_drawn_up_to_the_limit_on_half_of_the_crops(
+    mask_stage: MakeStage, tiny_config: TrainConfig
+) -> None:
+    def drawn(injection: float) -> Tensor:
+        stage = mask_stage(replace(tiny_config, injection=injection))
+        return torch.cat([stage.request(stage.sampler.next(), 0.9, BUDGET, (0.7, 1.3)).w for _ in range(60)])
+
+    assert not drawn(0.0).any()
+    w = drawn(0.4)
+    assert 0.38 < w.max() <= 0.4 and w.min() == 0
+    assert (w > 0).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert w[w > 0].mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_requests_draw_budgets_and_edits_as_the_settings_say(mask_stage: MakeStage, tiny_config: TrainConfig) -> None:
+    stage = mask_stage(tiny_config)
+    requests = [stage.request(stage.sampler.next(), 0.9, BUDGET, (0.7, 1.5)) for _ in range(60)]
+    budgets = torch.cat([request.eps for request in requests])
+    assert BUDGET * 0.7 <= budgets.min() < BUDGET * 0.75 and BUDGET * 1.45 < budgets.max() <= BUDGET * 1.5
+    assert not any(request.edit or request.b.any() for request in requests)
+
+    stage = mask_stage(replace(tiny_config, edits=0.5))
+    requests = [stage.request(stage.sampler.next(), 0.9, BUDGET, (1.0, 1.0)) for _ in range(60)]
+    b = torch.cat([request.b for request in requests])
+    assert all(request.edit and not request.a.any() for request in requests)
+    assert b.abs().sum(1).mean() == pytest.approx(0.5, abs=0.1) and set(b.unique().tolist()) == {-1.0, 0.0, 1.0}
+    assert int(b.any(0).sum()) == len(EDITABLE)
+
+
+def test_a_request_belongs_to_its_crops(mask_stage: MakeStage, tiny_config: TrainConfig) -> None:
+    """The owners' embeddings are those of the crops; mirrored ones are mirrored."""
+    stage = mask_stage(tiny_config)
+    batch = stage.sampler.next()
+    request = stage.request(batch, 0.9, BUDGET, (1.0, 1.0))
+    assert batch.mirrored.any() and not batch.mirrored.all()
+    for row, (index, mirrored) in enumerate(zip(batch.indices, batch.mirrored, strict=True)):
+        pixels = stage.data.pixels[int(index)].float() / 127.5 - 1
+        expected = pixels.flip(1) if mirrored else pixels
+        torch.testing.assert_close(request.crop[row], expected.permute(2, 0, 1))
+        for k, rows in enumerate(stage.data.surrogate):
+            assert torch.equal(request.sources[k][row], rows[int(index)])
+
+
+def test_the_sampler_uses_every_crop_once_an_epoch() -> None:
+    sampler = Sampler(10, 4, seed=0)
+    batches = [sampler.next() for _ in range(15)]
+    order = np.concatenate([batch.indices for batch in batches])
+    for epoch in range(6):
+        assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    # a batch that joins two epochs belongs to the one it begins in
+    assert [batch.epoch for batch in batches[:8]] == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert 0.3 < np.concatenate([batch.mirrored for batch in batches]).mean() < 0.7
+    assert len(Sampler(3, 8, seed=0).next().indices) == 8  # fewer crops than a batch
+
+
+def test_a_restorer_that_has_nothing_to_do_stays_finite(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig
+) -> None:
+    """Clean crops, no noise and a restorer that changes nothing: the difference is zero exactly."""
+    config = replace(tiny_config, clean=1.0, noise=("none",))
+    torch.manual_seed(0)
+    editor = Editor(config.net).eval()
+    stage = RestorerStage(
+        Setting(training_set, config, Place(), surrogates), Generator(editor), Restorer(editor)
+    )
+    terms = stage.step(0.1)
+    assert terms["pixels"].item() == pytest.approx(0, abs=1e-5)
+    assert all(torch.isfinite(p).all() for p in stage.parameters)
+
+
+def test_the_critic_learns_to_tell_protected_from_real(mask_stage: MakeStage, active: TrainConfig) -> None:
+    """The sign of its loss: with the generator standing still, real crops come to score higher than protected ones."""
+    stage = mask_stage(replace(active, weights=replace(active.weights, gradient_penalty=0.0)))
+    request = stage.request(stage.sampler.next(), 0.0, BUDGET, (1.0, 1.0))
+    protected = (request.crop + 0.3 * torch.randn(request.crop.shape)).clamp(-1, 1)
+    for _ in range(10):
+        stage._train_critic(request.crop, protected)
+    with torch.no_grad():
+        assert losses.wasserstein(stage.critic(request.crop)[0], stage.critic(protected)[0]) < -0.01
+
+
+def test_stage_one_trains_critic_and_editor_against_each_other(
+    training_set: TrainingSet, tiny_config: TrainConfig
+) -> None:
+    """critic_steps updates of the critic for one of the editor, the penalty in one of `penalty_every` of these."""
+    stage = EditingStage(Setting(training_set, replace(tiny_config, critic_steps=3, penalty_every=2), Place()))
+    penalties: list[int] = []
+    updates: list[tuple[str, int]] = []
+    update = stage.update
+
+    def count(loss: Tensor, *parts: tuple[str, list[Tensor]], clip: float | None = None) -> None:
+        names, node = 0, [loss.grad_fn]
+        while node:  # a double backward is what tells the penalty
+            here = node.pop()
+            if here is not None and names < 20_000:
+                names += 1
+                node += [before for before, _ in here.next_functions]
+        updates.append((parts[0][0], names))
+        update(loss, *parts, clip=clip)
+
+    stage.update = count  # type: ignore[method-assign, assignment]
+    for step in range(2):
+        terms = stage.step(step / 4)
+        assert all(torch.isfinite(value) for value in terms.values())
+    assert [name for name, _ in updates] == ["critic"] * 3 + ["editor"] + ["critic"] * 3 + ["editor"]
+    sizes = [size for name, size in updates if name == "critic"]
+    penalties = [number for number, size in enumerate(sizes) if size > 2 * min(sizes)]
+    assert penalties == [0, 2, 4]
+
+
+def test_partly_known_labels_are_a_third_each(training_set: TrainingSet, tiny_config: TrainConfig) -> None:
+    stage = EditingStage(Setting(training_set, tiny_config, Place()))
+    known = stage.partly(torch.ones(3000, 13)).mean(1)
+    assert (known == 1).float().mean() == pytest.approx(1 / 3, abs=0.04)
+    assert (known == 0).float().mean() == pytest.approx(1 / 3, abs=0.04)
+    between = known[(known > 0) & (known < 1)]
+    assert between.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_editor_is_to_raise_the_critics_score_and_comes_to_rebuild(
+    training_set: TrainingSet, tiny_config: TrainConfig
+) -> None:
+    stage = EditingStage(Setting(training_set, replace(tiny_config, critic_steps=1), Place()))
+    first = stage.sampler.next()
+    with torch.no_grad():
+        real = stage.discriminator(stage.crops(first)[1])[0].mean().item()
+    update, stage.update = stage.update, lambda *_, **__: None  # type: ignore[method-assign]
+    terms = stage.losses(first, 0.0)  # nothing has moved: the edited crops' score is that of the critic's own term
+    assert terms["realism"].item() == pytest.approx(-(terms["wasserstein"].item() + real), abs=1e-5)
+    stage.update = update  # type: ignore[method-assign]
+    rebuilt = [stage.step(0.1)["reconstruction"].item() for _ in range(12)]
+    assert np.mean(rebuilt[9:]) < 0.95 * terms["reconstruction"].item()
