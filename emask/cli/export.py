@@ -12,8 +12,8 @@ from emask.errors import UsageError
 # Information injection w and budget eps (L2 over a 128-pixel crop in [-1, 1] units) of each --strength.
 STRENGTHS = {
     "low": {"w": 0.0, "eps": 7.0},  # 36 dB over the crop
-    "medium": {"w": 0.0, "eps": 9.5},  # 33.4 dB
-    "high": {"w": 0.0, "eps": 12.5},  # 31 dB
+    "medium": {"w": 0.0, "eps": 10.2},  # 32.9 dB
+    "high": {"w": 0.0, "eps": 13.0},  # 31 dB
 }
 
 
