@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,26 @@ def face_file(tmp_path: Path, face: np.ndarray) -> Path:
 def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX file with a restorer's signature that emask did not make."""
     return make_restorer(tmp_path_factory.mktemp("foreign") / "foreign.onnx", kind=None)
+
+
+@pytest.fixture(scope="session")
+def make_block_recognizer() -> Callable[[Path, int], Path]:
+    """Writes a recognizer that compares pictures by the mean colour of blocks; the side must divide 112 pixels."""
+
+    def make(path: Path, side: int) -> Path:
+        nodes = [
+            helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[side] * 2, strides=[side] * 2),
+            helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
+            helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
+            helper.make_node("Flatten", ["centred"], ["out"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "blocks",
+            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 3 * (112 // side) ** 2])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+        return path
+
+    return make

@@ -35,6 +35,7 @@ from emask.train.data import load_crops
 from emask.train.distill import to_float
 from emask.train.export import editor_of
 from emask.train.labels import read_labels
+from emask.train.watch import to_pixels
 
 STRIP = 16  # pixels, height of the line that names a tile
 BATCH = 32  # crops in one forward pass
@@ -65,12 +66,6 @@ def load_stage1(path: Path) -> tuple[Editor, Discriminator, int]:
     discriminator = Discriminator(editor.config.attributes, widths)
     discriminator.load_state_dict(state["critic"])
     return editor.eval(), discriminator.eval(), int(state.get("step", 0))
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """(B, 3, S, S) in [-1, 1] (beyond is cut off) to (B, S, S, 3) uint8."""
-    levels = (images.clamp(-1, 1) + 1) * 127.5
-    return levels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def variants() -> list[tuple[str, Tensor]]:

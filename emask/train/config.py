@@ -10,6 +10,7 @@ from typing import Any
 
 from emask.errors import UsageError
 from emask.nets.generator import NetConfig
+from emask.train.attack import Attack
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,7 +18,6 @@ else:
     import tomli as tomllib
 
 PRESETS = Path(__file__).with_name("presets")
-ATTACKS = ("ensemble", "meta", "meta-first-order")
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.attack not in ATTACKS:
-            raise UsageError(f"no attack named {self.attack!r}", f"there are: {', '.join(ATTACKS)}")
+        attacks = [attack.value for attack in Attack]
+        if self.attack not in attacks:
+            raise UsageError(f"no attack named {self.attack!r}", f"there are: {', '.join(attacks)}")
         if self.primaries not in ("all", "one"):
             raise UsageError(f"primaries is {self.primaries!r}", "say all or one")
         ends = [0.0, *(phase.until for phase in self.phases)]

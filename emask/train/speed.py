@@ -85,9 +85,10 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
 
     def stages() -> dict[str, tuple[Stage, float]]:
         first = EditingStage(setting)
-        second = MaskStage(setting, first.editor.eval(), Discriminator(config.net.attributes))
+        second = MaskStage(setting, first.editor.eval(), Discriminator(config.net.attributes))  # which copies it
+        first.editor.train()
         alone = next((phase.until for phase in config.phases if not phase.restorer), None)
-        made: dict[str, tuple[Stage, float]] = {"1": (EditingStage(setting), 0.0)}
+        made: dict[str, tuple[Stage, float]] = {"1": (first, 0.0)}
         if alone is not None:
             made["2, mask alone"] = (second, 0.0)
         made["2, restorer along"] = (second, 0.999)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
 from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, through_disk
@@ -50,22 +49,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+def judge(
+    tmp_path_factory: pytest.TempPathFactory, make_block_recognizer: Callable[[Path, int], Path]
+) -> Recognizer:
     """Compares pictures by the mean colour of 8 x 8 blocks."""
-    path = tmp_path_factory.mktemp("judge") / "judge.onnx"
-    nodes = [
-        helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
-        helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
-        helper.make_node("Flatten", ["centred"], ["out"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "judge",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 588])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    path = make_block_recognizer(tmp_path_factory.mktemp("judge") / "judge.onnx", 8)
     return Recognizer(Card("judge", path), "cpu")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
 from emask.cli.app import main
@@ -29,25 +28,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recognizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recognizers(
+    tmp_path_factory: pytest.TempPathFactory, make_block_recognizer: Callable[[Path, int], Path]
+) -> Path:
     """Three that compare mean colours of blocks: two surrogates, and a judge with a threshold."""
     folder = tmp_path_factory.mktemp("recognizers")
     cards = []
     for name, (side, fold) in RECOGNIZERS.items():
-        nodes = [
-            helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[side] * 2, strides=[side] * 2),
-            helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
-            helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
-            helper.make_node("Flatten", ["centred"], ["out"]),
-        ]
-        graph = helper.make_graph(
-            nodes,
-            "recognizer",
-            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
-            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 3 * (112 // side) ** 2])],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
-                  str(folder / f"{name}.onnx"))  # fmt: skip
+        make_block_recognizer(folder / f"{name}.onnx", side)
         card = {"name": name, "file": f"{name}.onnx", "fold": fold, "size": [112, 112], "mean": [127.5] * 3}
         cards.append({**card, "std": [127.5] * 3, **({"threshold": {"0.01": 0.5}} if fold == "B" else {})})
     (folder / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")

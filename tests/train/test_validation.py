@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from emask.errors import TrainingError
@@ -36,24 +35,13 @@ def photos(count: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory: pytest.TempPathFactory) -> list[Recognizer]:
+def judges(
+    tmp_path_factory: pytest.TempPathFactory, make_block_recognizer: Callable[[Path, int], Path]
+) -> list[Recognizer]:
     """Two that compare pictures by the mean colour of blocks, of 8 x 8 and of 16 x 16 pixels."""
     found = []
     for side in (8, 16):
-        path = tmp_path_factory.mktemp("judge") / f"judge-{side}.onnx"
-        nodes = [
-            helper.make_node("AveragePool", ["data"], ["pooled"], kernel_shape=[side] * 2, strides=[side] * 2),
-            helper.make_node("ReduceMean", ["pooled"], ["mean"], axes=[2, 3]),
-            helper.make_node("Sub", ["pooled", "mean"], ["centred"]),
-            helper.make_node("Flatten", ["centred"], ["out"]),
-        ]
-        graph = helper.make_graph(
-            nodes,
-            "judge",
-            [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["B", 3, 112, 112])],
-            [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 3 * (112 // side) ** 2])],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+        path = make_block_recognizer(tmp_path_factory.mktemp("judge") / f"judge-{side}.onnx", side)
         # 0.1 is low for strangers on purpose: the clean rates are then neither 0 nor 1
         found.append(Recognizer(Card(f"judge-{side}", path, thresholds={"0.01": 0.1}), "cpu"))
     return found
