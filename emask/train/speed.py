@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from emask.bench.table import markdown_table
 from emask.errors import EmaskError
@@ -47,7 +48,8 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
     import torch
     from platformdirs import user_cache_path
     from torch.profiler import ProfilerActivity, profile
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
 
     from emask.nets.discriminator import Discriminator
     from emask.train.config import preset
@@ -65,6 +67,18 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
     cache = user_cache_path("emask") / "training"
     prepared = prepare(data, surrogates, models_dir() / "targets", cache, config, place)
     setting = Setting(prepared.training.to(place.device), config, place, surrogates)
+
+    class Operations(TorchDispatchMode):
+        """Counts floating-point operations; torch's own counter fails on a gradient within a step (the penalty's)."""
+
+        total = 0.0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            count = flop_registry.get(func.overloadpacket)
+            if count is not None:
+                self.total += count(*args, **(kwargs or {}), out_val=out)
+            return out
 
     def wait() -> None:
         if place.device.type == "cuda":
@@ -107,9 +121,9 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
             stage.step(progress)
         wait()
         seconds = (time.perf_counter() - began) / steps
-        with FlopCounterMode(display=False) as counter:
+        with Operations() as counter:
             stage.step(progress)
-        operations = float(counter.get_total_flops())
+        operations = counter.total
         rows.append([name, f"{batch / seconds:.1f}", f"{1000 * seconds:.0f}", f"{operations / 1e9:.1f}",
                      f"{100 * operations / seconds / best:.0f}"])  # fmt: skip
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (place.device.type == "cuda")
