@@ -202,6 +202,14 @@ def strength(level: str) -> tuple[float, float]:
         raise ModelError(f"the manifest has no figures for strength {level}", _REINSTALL) from None
 
 
+def refinement(level: str) -> int:
+    """Gradient steps by which masks of a strength level are refined: the manifest's, 0 where it says nothing."""
+    try:
+        return int(manifest()["models"]["generator"]["strengths"][level].get("refine", 0))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ModelError(f"the manifest has no figures for strength {level}", _REINSTALL) from None
+
+
 def thresholds() -> dict[str, float]:
     """Cosine thresholds of the shipped recognizer by false accept rate: "0.1", "0.01", "0.001".
 

@@ -16,11 +16,11 @@ from emask.cli.app import COMMANDS
 PACKAGE = Path(emask.__file__).resolve().parent
 HEAVY = ("torch", "torchvision", "facenet_pytorch", "onnxruntime", "onnx", "onnx2torch", "skimage")
 # Parts of the package that may import torch (files or folders).
-TORCH_HOMES = ("nets", "train", "bench", "recognize", "face/detect.py", "engine/torch.py")
+TORCH_HOMES = ("nets", "train", "bench", "recognize", "face/detect.py", "engine/torch.py", "engine/refine.py")
 # ONNX Runtime's home is engine/onnx.py; recognizers open sessions of their own, exporting checks its result.
 ONNX_RUNTIME_HOMES = ("engine", "recognize", "train")
-# Commands that are the door to training and measuring.
-TRAINING_COMMANDS = {"cli/train.py", "cli/export.py", "cli/bench.py"}
+# Commands that are the door to training and measuring; and what trains on a single photo, with training's terms.
+TRAINING_COMMANDS = {"cli/train.py", "cli/export.py", "cli/bench.py", "engine/refine.py"}
 
 # Refuses to find any of the modules named in argv[1], and their submodules; then runs argv[2].
 GUARD = """

@@ -33,7 +33,7 @@ from emask.nets.generator import Editor
 from emask.train.checkpoint import load
 from emask.train.data import load_crops
 from emask.train.distill import to_float
-from emask.train.export import editor_of
+from emask.train.export import editor_from
 from emask.train.labels import read_labels
 from emask.train.watch import to_pixels
 
@@ -60,12 +60,11 @@ def load_stage1(path: Path) -> tuple[Editor, Discriminator, int]:
     state = load(path, "name the stage1.pt of a run folder")
     if not {"config", "editor", "critic"} <= state.keys():
         raise ModelError(f"{path} is no checkpoint of stage 1", "name the stage1.pt of a run folder")
-    editor = editor_of(state)
-    editor.load_state_dict(state["editor"])
+    editor = editor_from(state)
     widths = tuple(len(v) for name, v in state["critic"].items() if re.fullmatch(r"trunk\.\d+\.weight", name))
     discriminator = Discriminator(editor.config.attributes, widths)
     discriminator.load_state_dict(state["critic"])
-    return editor.eval(), discriminator.eval(), int(state.get("step", 0))
+    return editor, discriminator.eval(), int(state.get("step", 0))
 
 
 def variants() -> list[tuple[str, Tensor]]:

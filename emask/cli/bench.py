@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emask.cli import options
 from emask.errors import EmaskError, UsageError
 
 # Recognizers that judge by default: the fold no surrogate comes from.
@@ -32,6 +33,7 @@ def bench(
     key: Annotated[Path | None, typer.Option(help="Restorer file. [default: the one that ships]")] = None,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
     strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
+    refine: options.Refine = None,
     seed: Annotated[int, typer.Option(help="Decides which people are taken.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.md.")] = None,
@@ -46,7 +48,7 @@ def bench(
 
         document = measure(
             data, recognizers, black_box, faces, unseen_targets, target, target_others, generator, key, quality,
-            strength, seed, device,
+            strength, refine, seed, device,
         )  # fmt: skip
         text = json.dumps(document, indent=1)
         table = render(document)
@@ -72,6 +74,7 @@ def measure(
     key: Path | None,
     quality: int,
     strength: str,
+    refine: int | None,
     seed: int,
     device: str,
 ) -> dict[str, Any]:
@@ -88,12 +91,13 @@ def measure(
 
     from emask import weights
     from emask.bench import protocol
-    from emask.engine import open_engine
+    from emask.engine import open_engine, refined
     from emask.face.detect import Detector
     from emask.recognize import load_folder
     from emask.recognize.cards import folder_cards
 
     w, eps = weights.strength(strength)
+    steps = weights.refinement(strength) if refine is None else refine
     files = {
         "generator": generator or weights.shipped_path("generator"),
         "restorer": key or weights.shipped_path("restorer"),
@@ -104,6 +108,7 @@ def measure(
         raise UsageError(f"no recognizer of fold {BLACK_BOX_FOLD} in {recognizers}", "name some with --black-box")
     judges = load_folder(recognizers, names, device)
     engine = open_engine(**files, device=device)  # type: ignore[arg-type]
+    engine = refined(engine, steps, files["recognizer"], files["restorer"], device)  # type: ignore[arg-type]
     detector = Detector(device=device)
 
     bars: dict[str, tqdm[Any]] = {}
@@ -151,7 +156,7 @@ def measure(
         "protocol": "photo",
         "settings": {
             "faces": faces, "unseen_targets": unseen_targets, "quality": quality, "subsampling": "4:2:0",
-            "strength": strength, "w": w, "eps": eps, "seed": seed, "engine": engine.name,
+            "strength": strength, "w": w, "eps": eps, "refine": steps, "seed": seed, "engine": engine.name,
         },
         "models": {kind: {"file": path.name, "sha256": weights.sha256(path)} for kind, path in files.items()},
         "judges": {r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges},

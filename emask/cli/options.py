@@ -61,6 +61,17 @@ MetadataPolicy = Annotated[
         help="strip drops location, serial numbers and names; keep keeps them. Orientation is applied either way.",
     ),
 ]
+Refine = Annotated[
+    int | None,
+    typer.Option(
+        "--refine",
+        metavar="STEPS",
+        min=0,
+        max=500,
+        help="Gradient steps that fit the mask to each face. Default: what the strength says.",
+        show_default=False,
+    ),
+]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG and lossy WebP quality.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 DeviceChoice = Annotated[

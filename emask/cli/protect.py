@@ -26,6 +26,7 @@ def protect(
     strength: Annotated[options.Strength, typer.Option("--strength", help="How strong the mask is.")] = (
         options.Strength.medium
     ),
+    refine: options.Refine = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +67,7 @@ def protect(
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
         from emask.pipeline.protect import choose_faces, target_crop
-        from emask.weights import find_target, shipped_path, thresholds
+        from emask.weights import find_target, refinement, shipped_path, thresholds
         from emask.weights import strength as figures
 
         choose_faces((), faces)
@@ -76,14 +77,17 @@ def protect(
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
         w, eps = figures(strength.value)
+        steps = refinement(strength.value) if refine is None else refine
 
-        from emask.engine import ShippedRecognizer, open_engine
+        from emask.engine import ShippedRecognizer, open_engine, refined
         from emask.images import load_photo
 
         target_photo = load_photo(named)
         engine = open_engine(
             generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
         )
+        if steps:
+            engine = refined(engine, steps, shipped_path("recognizer"), shipped_path("restorer"), device.value)
 
         from emask.face.detect import Detector
 
@@ -95,7 +99,7 @@ def protect(
         read, write = open_streams(jobs, output)
         writing = Writing(metadata.value, quality, force, resume, read, write)
         details = {
-            "target": str(named), "strength": strength.value, "w": w, "eps": eps, "attributes": chosen,
-            "recognizer": recognizer.name,
+            "target": str(named), "strength": strength.value, "w": w, "eps": eps, "refine": steps,
+            "attributes": chosen, "recognizer": recognizer.name,
         }  # fmt: skip
         raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))

@@ -77,7 +77,7 @@ def train(
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option(help="Begin stage 2 with these weights: a stage-2 or stage-3 checkpoint, or a folder of models."),
+        typer.Option(help="Go on from these weights: a stage-2 or stage-3 checkpoint, or a folder of models."),
     ] = None,
     target: Annotated[
         Path | None, typer.Option(help="A photo: train for this target in the place of the built-in ones.")
@@ -134,6 +134,8 @@ def train(
     if no_owner_term:
         weights = replace(weights, owner=0.0)
     config = replace(config, weights=weights, **changes)
+    if start_from is not None:
+        config = settings.climbed(config)
     if no_curriculum:
         config = settings.without_curriculum(config)
     choose_pool(config.noise)  # unknown names are refused before anything is loaded

@@ -212,3 +212,22 @@ def open_engine(
     from emask.engine.torch import TorchEngine
 
     return TorchEngine(files, device)
+
+
+def refined(engine: Engine, steps: int, recognizer: Path, restorer: Path | None, device: Device = "auto") -> Engine:
+    """The engine with masks that are fitted to each face by so many gradient steps; see `emask.engine.refine`.
+
+    Args:
+        engine: opened with a generator.
+        steps: 0 gives the engine itself.
+        recognizer, restorer: model files; the restorer keeps masks erasable, None does without.
+        device: "auto" takes CUDA where there is one.
+
+    Raises:
+        ModelError: a file that torch cannot load.
+    """
+    if steps == 0:
+        return engine
+    from emask.engine.refine import Refinement, RefiningEngine
+
+    return RefiningEngine(engine, recognizer, restorer, device, Refinement(steps=steps))

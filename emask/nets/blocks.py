@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,20 @@ class Layer(nn.Module):
             self.norm.eval()
             self.conv = nn.utils.fusion.fuse_conv_bn_eval(self.conv.eval(), self.norm)
             self.norm = nn.Identity()
+
+    def unfold(self, mean: Tensor, variance: Tensor) -> None:
+        """Put a norm behind a folded convolution, in place, that gives back what it takes away.
+
+        Args:
+            mean, variance: (outputs,) float32 of the convolution's output, over a batch like those to be trained on.
+        """
+        norm = nn.BatchNorm2d(self.outputs)
+        with torch.no_grad():
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.weight.copy_((variance + norm.eps).sqrt())
+            norm.bias.copy_(mean)
+        self.norm = norm
 
 
 class Encoder(nn.Module):
@@ -115,6 +131,31 @@ def fold_norms(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Layer):
             part.fold()
+
+
+@torch.no_grad()
+def unfold_norms(module: nn.Module, run: Callable[[], object]) -> None:
+    """Give every layer of a folded module a norm again, in place, without changing what the module computes.
+
+    Stage 1 diverges without norms; so weights that went through stages 2 and 3 get theirs back.
+
+    Args:
+        run: calls the module on a batch like those it will be trained on.
+    """
+    layers = [part for part in module.modules() if isinstance(part, Layer)]
+    seen: dict[Layer, Tensor] = {}
+    hooks = [
+        layer.conv.register_forward_hook(lambda _, __, output, layer=layer: seen.__setitem__(layer, output.float()))
+        for layer in layers
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in layers:
+        variance, mean = torch.var_mean(seen[layer], (0, 2, 3))
+        layer.unfold(mean, variance)
 
 
 def feather_window(size: int) -> Tensor:

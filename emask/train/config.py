@@ -209,3 +209,13 @@ def without_curriculum(config: TrainConfig) -> TrainConfig:
     """All targets, the final budget and the restorer from stage 2's first step on."""
     last = replace(config.phases[-1], until=1.0)
     return replace(config, phases=(last,), eps=last.eps)
+
+
+def climbed(config: TrainConfig) -> TrainConfig:
+    """The curriculum for weights that have been through it: it begins where all people have become targets."""
+    most = max(phase.people for phase in config.phases)
+    first = next(number for number, phase in enumerate(config.phases) if phase.people == most)
+    before = config.phases[first - 1] if first else None
+    done = before.until if before else 0.0
+    phases = tuple(replace(p, until=(p.until - done) / (1 - done)) for p in config.phases[first:])
+    return replace(config, phases=phases, eps=before.eps if before else config.eps)

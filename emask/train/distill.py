@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emask.errors import TrainingError
 from emask.face.align import INNER, MARGIN
 from emask.nets.recognizer import EMBEDDING, Recognizer
 from emask.train.data import Crops
@@ -155,9 +156,7 @@ def _stage_nodes(teacher: Surrogate) -> list[str]:
         module = modules.get(str(node.target))
         addition = type(module).__name__ == "OnnxBinaryMathOperation"
         projection = (
-            isinstance(module, nn.Conv2d)
-            and module.kernel_size == (1, 1)
-            and module.out_channels < module.in_channels
+            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels < module.in_channels
         )
         if addition or projection:
             shape = node.meta["tensor_meta"].shape
@@ -177,7 +176,10 @@ def _stage_nodes(teacher: Surrogate) -> list[str]:
                 position = index
                 break
         else:
-            raise ValueError(f"{teacher.card.name} is not the MobileFaceNet whose stages are known")
+            raise TrainingError(
+                f"{teacher.card.name} is not a MobileFaceNet, whose inner features the recognizer is taught by",
+                "name one first with --surrogate",
+            )
     return names
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emask.errors import ModelError
 from emask.face.align import INNER
+from emask.nets.blocks import fold_norms
 from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
 from emask.nets.recognizer import EMBEDDING, Recognizer
 from emask.nets.restorer import Restorer
@@ -30,6 +31,18 @@ IMAGE_RANGE = "RGB in [-1, 1]"
 def editor_of(state: dict[str, Any]) -> Editor:
     """An untrained editor of a checkpoint's sizes."""
     return Editor(NetConfig.from_dict(state["config"]))
+
+
+def editor_from(state: dict[str, Any]) -> Editor:
+    """E and D of a stage-1 checkpoint in evaluation mode; of one of stage 2 or 3 with folded norms."""
+    editor = editor_of(state).eval()
+    if "editor" in state:
+        editor.load_state_dict(state["editor"])
+        return editor
+    fold_norms(editor)
+    parts = ("encoder.", "decoder.")
+    editor.load_state_dict({name: value for name, value in state["generator"].items() if name.startswith(parts)})
+    return editor
 
 
 def generator_from(state: dict[str, Any]) -> Generator:

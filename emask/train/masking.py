@@ -12,11 +12,12 @@ from emask.attributes import ATTRIBUTES, EDITABLE
 from emask.nets.restorer import Restorer
 from emask.train import losses
 from emask.train.dataset import Batch
-from emask.train.noise import distort
+from emask.train.noise import Redetection, distort
 from emask.train.stage import Setting, Stage
 from emask.train.targets import TargetDraw
 
 SAMPLES = 6  # faces in the sample picture
+REDETECTION = Redetection()
 _EDITABLE = [ATTRIBUTES.index(name) for name in EDITABLE]
 
 
@@ -78,11 +79,15 @@ class MaskingStage(Stage):
     def restoration(self, restorer: Restorer, protected: Tensor, request: Request, k: int) -> dict[str, Tensor]:
         """The restorer's terms on a noised protected crop: pixels, identity of the source, away from the target.
 
+        The crop is cut anew, as by another detection.
+
         Args:
             protected: (B, 3, S, S).
             k: the surrogate that looks this time.
         """
         noised, clean = distort([protected, request.crop], self.draws, self.pool)
+        with torch.autocast(noised.device.type, enabled=False):
+            noised, clean = REDETECTION([noised, clean], 1.0, self.draws)
         with self.place.autocast(self.config.bf16):
             restored = noised + restorer(noised)
             embedding = self.surrogates[k](restored)

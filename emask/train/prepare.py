@@ -22,6 +22,7 @@ from emask.train.labels import read_labels
 from emask.train.place import Place
 from emask.train.surrogates import Surrogate, read_cards
 from emask.train.validation import FAR, Validation, choose_people
+from emask.weights import sha256
 
 # Surrogates when none are named: the recognizers of this fold.
 DEFAULT_FOLD = "A"
@@ -153,8 +154,8 @@ def prepare(
     if not len(keep):
         raise TrainingError(f"every photo of {data} belongs to people kept for tests")
     pixels = np.ascontiguousarray(crops.pixels[keep])
-    photos = hashlib.sha256("\n".join(crops.names[i] for i in keep).encode()).hexdigest()[:12]
-    who = hashlib.sha256(" ".join(s.card.name for s in surrogates).encode()).hexdigest()[:8]
+    photos = hashlib.sha256(pixels.data).hexdigest()[:12]
+    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in surrogates).encode()).hexdigest()[:8]
     embedded = _cached(
         cache / f"embeddings-{photos}-{who}.pt",
         lambda: embed_crops(surrogates, pixels, config.bf16, part("embedding with surrogates"), place),

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from emask.errors import TrainingError, UsageError
+from emask.nets.blocks import fold_norms
 from emask.nets.discriminator import Discriminator
 from emask.train.checkpoint import load
 from emask.train.config import TrainConfig
 from emask.train.dataset import TrainingSet
-from emask.train.export import checkpoint_of, editor_of, generator_from, restorer_from
+from emask.train.export import checkpoint_of, editor_from, generator_from, restorer_from
 from emask.train.loop import Report, Run, run_stage
 from emask.train.place import Place
 from emask.train.stage import Setting, Stage
@@ -71,16 +74,19 @@ def starting_weights(start_from: Path) -> dict[str, Any]:
 
 def open_stage(
     number: int, setting: Setting, folder: Path, start_from: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, edited: bool = False,
 ) -> Stage:  # fmt: skip
     """A stage with the weights it begins with; the arguments are those of `run_stages`.
+
+    Args:
+        edited: whether the run's stage 1 has gone on from `start_from`, too, so that stage 2 takes its E and D.
 
     Raises:
         TrainingError: the folder lacks what the stage begins with.
     """
     if number == 1:
-        return EditingStage(setting)
-    return _mask_stage(setting, folder, start_from) if number == 2 else _restorer_stage(setting, folder, say)
+        return EditingStage(setting, None if start_from is None else editor_from(starting_weights(start_from)))
+    return _mask_stage(setting, folder, start_from, edited) if number == 2 else _restorer_stage(setting, folder, say)
 
 
 def run_stages(
@@ -96,7 +102,8 @@ def run_stages(
         surrogates: on the place's device.
         folder: the run's; it exists.
         report: gives a stage's report by its number.
-        start_from: what stage 2 begins with, instead of copies of stage 1's networks.
+        start_from: trained weights: stage 1 goes on from their E and D, stage 2 from the rest; for the curriculum see
+            `config.climbed`.
         say: told what a user should know.
 
     Raises:
@@ -104,7 +111,7 @@ def run_stages(
     """
     setting = Setting(data.to(place.device), config, place, surrogates)
     for number in stages:
-        stage = open_stage(number, setting, folder, start_from, say)
+        stage = open_stage(number, setting, folder, start_from, say, 1 in stages)
         run_stage(stage, Run(folder, report(number) if place.first else _silent, validation, resume))
         if place.world > 1:  # the next stage reads what the first process has written
             place.agree(0.0)
@@ -115,16 +122,38 @@ def _silent(share: float, line: str) -> None:
     """What further processes report."""
 
 
-def _mask_stage(setting: Setting, folder: Path, start_from: Path | None) -> MaskStage:
+def _mask_stage(setting: Setting, folder: Path, start_from: Path | None, edited: bool) -> MaskStage:
     state = load(folder / "stage1.pt", NEEDS_STAGE_1)
-    weights = starting_weights(start_from) if start_from is not None else None
     critic = Discriminator(len(state["critic"]["classifier.4.bias"]))
     critic.load_state_dict(state["critic"])
+    if start_from is None:
+        return MaskStage(setting, editor_from(state), critic)
     # the sizes of the networks are those of the weights, whatever the preset says
-    editor = editor_of(weights or state)
-    if weights is None:
-        editor.load_state_dict(state["editor"])
-    return MaskStage(setting, editor.eval(), critic, weights)
+    weights = starting_weights(start_from)
+    if edited:
+        editor = editor_from(state)
+        fold_norms(editor)
+        weights["generator"] = moved(weights["generator"], editor.state_dict())
+    return MaskStage(setting, editor_from(weights), critic, weights)
+
+
+def moved(generator: dict[str, Tensor], editor: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A generator's weights with E and D as stage 1 has trained them further.
+
+    E_p and the protected decoder once were copies of E and D; they move by as much, which keeps the difference that
+    makes the mask.
+
+    Args:
+        generator: state of a `Generator`.
+        editor: state of an `Editor` with folded norms that went on from that generator's.
+    """
+    changed = dict(generator)
+    for name, value in editor.items():
+        part, rest = name.split(".", 1)
+        copy = {"encoder": "perturbation_encoder", "decoder": "protected_decoder"}[part] + "." + rest
+        changed[name] = value
+        changed[copy] = generator[copy] + (value - generator[name])
+    return changed
 
 
 def _restorer_stage(setting: Setting, folder: Path, say: Callable[[str], None]) -> RestorerStage:

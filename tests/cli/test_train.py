@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from emask.cli.app import main
+from emask.train import ablation, speed
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
 RECOGNIZERS = {"blocks-8": (8, "A"), "blocks-16": (16, "A"), "judge": (14, "B")}
@@ -84,6 +85,24 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     assert main(["export", "runs/new/smoke", "-o", "exported"]) == 0
     assert {"generator.onnx", "restorer.onnx", "manifest.json"} <= {path.name for path in Path("exported").iterdir()}
     assert main(["train", "--stage", "2", "--start-from", "exported", *arguments]) == 0
+    again = ["--preset", "smoke", "--run", "runs/again", "--device", "cpu"]
+    assert main(["train", "--stage", "all", "--start-from", "exported", *again]) == 0
+
+
+def test_the_ablation_and_the_speed_report_run(
+    work: Path, data: Path, recognizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--data", str(data), "--recognizers", str(recognizers), "--preset", "smoke", "--device", "cpu"]
+    assert ablation.main([*folders, "--run", "runs/ablation", "--only", "as the preset", "--noise none"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[1:]] == ["| clean photos", "| as the preset", "| --noise none"]
+    # one stage 1 for all variants: they differ in what comes after
+    stages = {(work / f"runs/ablation/seed0/{name}/stage1.pt").read_bytes() for name in ("as-the-preset", "noise-none")}
+    assert len(stages) == 1
+    assert speed.main([*folders, "--steps", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| 1", "| 2, mask alone", "| 2, restorer along", "| 3"]
+    assert all(float(cell) > 0 for row in rows[1:] for cell in row.strip("| ").split(" | ")[1:4])
 
 
 # arguments beside `train`, exit code, what the error says and what the hint

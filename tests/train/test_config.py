@@ -9,7 +9,7 @@ import pytest
 
 from emask.errors import UsageError
 from emask.train.clock import Clock, learning_rate, stage_clock
-from emask.train.config import Phase, TrainConfig, preset, preset_names, shortened, without_curriculum
+from emask.train.config import Phase, TrainConfig, climbed, preset, preset_names, shortened, without_curriculum
 from emask.train.noise import choose_pool
 
 PRESETS = preset_names()
@@ -120,3 +120,18 @@ def test_without_curriculum_the_end_is_there_from_the_start() -> None:
     phases = (Phase(0.4, 1, 0, 0.0, 17.0, False), Phase(1.0, 8, 100, 0.65, 9.5, True))
     flat = without_curriculum(replace(TrainConfig(), phases=phases, eps=17.0))
     assert flat.phases == (phases[1],) and flat.eps == 9.5
+
+
+def test_trained_weights_begin_where_all_people_are_targets() -> None:
+    first, last = (Phase(until, 8, 900, 0.65, eps, True) for until, eps in ((0.6, 11.0), (1.0, 9.5)))
+    config = replace(TrainConfig(), phases=(Phase(0.2, 1, 0, 0.0, 15.0, False), first, last), eps=17.0)
+    short = climbed(config)
+    assert short.phases[0].until == pytest.approx(0.5) and short.phases[1] == last
+    assert short.eps == 15.0  # the budget goes on falling from where the phase left out would have brought it
+    assert climbed(short) == short
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_end_is_the_same_for_trained_weights(name: str) -> None:
+    config = preset(name)
+    assert climbed(config).phases[-1] == config.phases[-1]

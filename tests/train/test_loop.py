@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emask.engine import open_engine
 from emask.errors import EmaskError, TrainingError
+from emask.nets.blocks import fold_norms
 from emask.nets.generator import Generator
 from emask.nets.recognizer import Recognizer
 from emask.train import checkpoint, export, watch
@@ -265,6 +266,34 @@ def test_stage_two_begins_with_exported_graphs_or_a_checkpoint(
         assert stage.state(0.0)["config"] == tiny_config.net.to_dict()
     with pytest.raises(TrainingError, match="no generator and restorer"):
         open_stage(2, setting, run, start_from=run / "stage1.pt")
+
+
+def test_a_whole_run_goes_on_from_trained_weights(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, tmp_path: Path
+) -> None:
+    """Stage 1 trains E and D further; stage 2 takes these, and moves what were copies of them by as much."""
+    start = run / "stage3.pt"
+    setting = Setting(training_set, tiny_config, Place(), surrogates)
+    old = checkpoint.load(start, "")["generator"]
+    begun = open_stage(1, setting, tmp_path, start_from=start).modules["editor"].eval()
+    before = export.editor_from({"config": tiny_config.net.to_dict(), "generator": old})
+    crop, labels = torch.rand(2, 3, 128, 128) * 2 - 1, torch.rand(2, 13) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(begun(crop, labels), before(crop, labels), atol=1e-4, rtol=1e-4)
+
+    run_stages((1,), training_set, surrogates, tiny_config, Place(), tmp_path, quiet, start_from=start)
+    editor = export.editor_from(checkpoint.load(tmp_path / "stage1.pt", ""))
+    fold_norms(editor)
+    stage = open_stage(2, setting, tmp_path, start_from=start, edited=True)
+    begun = stage.modules["generator"].state_dict()
+    for name, value in editor.state_dict().items():
+        part, rest = name.split(".", 1)
+        copy = {"encoder": "perturbation_encoder", "decoder": "protected_decoder"}[part]
+        assert torch.equal(begun[name], value) and not torch.equal(value, old[name])
+        torch.testing.assert_close(begun[f"{copy}.{rest}"] - value, old[f"{copy}.{rest}"] - old[name])
+    for name in begun:
+        if name.startswith(("modulation.", "fusion")):
+            assert torch.equal(begun[name], old[name])
 
 
 def test_stage_three_alone_begins_with_the_models_that_ship(

@@ -22,6 +22,7 @@ from emask.train.noise import (
     LUMINANCE,
     POOL,
     Distortion,
+    Redetection,
     _quantisation,
     approximate_jpeg,
     choose_pool,
@@ -29,7 +30,7 @@ from emask.train.noise import (
 )
 
 PEOPLE = Path(__file__).parents[1] / "data" / "people"
-MOVING = {"brightness", "contrast", "misalignment", "rotation", "crop"}
+MOVING = {"brightness", "contrast", "misalignment", "rotation", "crop", "redetection"}
 
 
 def images(batch: int = 2) -> Tensor:
@@ -39,7 +40,7 @@ def images(batch: int = 2) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
 
 
-each = pytest.mark.parametrize("distortion", POOL.values(), ids=lambda d: d.name)
+each = pytest.mark.parametrize("distortion", [*POOL.values(), Redetection()], ids=lambda d: d.name)
 
 
 def test_names() -> None:
@@ -240,6 +241,21 @@ def test_rotation_reaches_ten_degrees_and_no_more() -> None:
     degrees = torch.asin((turned[:, 40, 32] - turned[:, 24, 32]) / (16 / 32)).rad2deg()
     assert 9.7 < degrees.max() < 10.01
     assert -10.01 < degrees.min() < -9.7
+
+
+def test_redetection_moves_faces_as_far_as_it_says() -> None:
+    """On two ramps: what the middle reads is the shift, what the borders read beside it rotation and scale."""
+    side, count = 128, 400
+    ramp = (torch.arange(side) - (side - 1) / 2) / side
+    right = ramp.expand(side, side).expand(count, 1, -1, -1)
+    x = torch.cat([right, right.transpose(2, 3), right], 1)
+    y = Redetection()([x], 1.0, Draws(4))[0][:, :2] * side  # (count, 2, S, S): where each pixel comes from
+    middle = y[:, :, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean((2, 3))
+    assert middle.std(0).tolist() == pytest.approx([0.55, 0.55], rel=0.15)
+    assert middle.mean(0).abs().max() < 0.1
+    along = y[:, :, side // 2, 96] - y[:, :, side // 2, 32]
+    assert torch.atan2(along[:, 1], along[:, 0]).rad2deg().std() == pytest.approx(1.1, rel=0.15)
+    assert (along.norm(dim=1) / 64).log().std() == pytest.approx(0.017, rel=0.15)
 
 
 def test_crop_repeats_the_pixels_at_the_cut() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from emask.nets.discriminator import Discriminator
 from emask.nets.generator import Editor, Generator
 from emask.nets.restorer import Restorer
-from emask.train import losses
+from emask.train import losses, masking
 from emask.train.config import Phase, TrainConfig, Weights
 from emask.train.dataset import Batch, Sampler, TrainingSet
 from emask.train.masking import EDITABLE
+from emask.train.noise import Redetection
 from emask.train.place import Place
 from emask.train.stage import Setting
 from emask.train.stage1 import EditingStage
@@ -140,11 +141,16 @@ def test_all_primaries_are_more_than_one(mask_stage: MakeStage, active: TrainCon
 
 
 def test_the_terms_of_a_crop_that_carries_no_mask_yet(
-    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At first the protected crop is the crop itself, and the restorer changes nothing: all terms are known."""
     config = replace(tiny_config, phases=WITH_RESTORER, noise=("none",), owner_margin=0.25, reach=0.5)
     batch = Batch(np.array([4, 9, 14, 19]), np.zeros(4, bool), 0)
+    elsewhere = MaskStage(
+        Setting(training_set, config, Place(), surrogates), Editor(config.net).eval(), Discriminator(13)
+    )
+    assert elsewhere.losses(batch, 0.0)["identity"] > 1e-3  # another detection always moves what the restorer sees
+    monkeypatch.setattr(masking, "REDETECTION", Redetection(shift=0.0, degrees=0.0, zoom=0.0))
 
     def fresh() -> MaskStage:
         torch.manual_seed(0)

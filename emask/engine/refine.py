@@ -1,0 +1,172 @@
+"""Fitting a mask to the very face and target it is made for: gradient steps through the networks that ship.
+
+The generator makes a mask for any face and any target in one pass, so it cannot be the best one for each. Here its mask
+is taken further by descent on the pixels of the mask itself, with no more budget than it had. The recognizer says whom
+the face looks like, the restorer whether the mask comes off again. The paper stops at the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx2torch
+import torch
+from torch import Tensor, nn
+
+from emask.engine import Device, Engine
+from emask.errors import ModelError
+from emask.face.align import INNER, MARGIN, feather
+from emask.train import losses
+from emask.train.noise import Redetection, moved
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How a mask is refined. Lengths of terms as in training: 1 is the cosine's.
+
+    Attributes:
+        steps: gradient steps; 0 leaves the generator's mask.
+        lr: Adam's, in [-1, 1] units a step.
+        reach: cosine with the target at which the attack is content.
+        owner, owner_margin: weight of the term away from the owner, and the cosine under which it is content.
+        roughness: weight of unevenness where the photo is smooth.
+        pixels: weight of what the restorer leaves behind.
+        noise: standard deviation of the noise on what the recognizer sees, [-1, 1] units.
+    """
+
+    steps: int = 20
+    lr: float = 0.02
+    reach: float = 0.8
+    owner: float = 0.3
+    owner_margin: float = 0.1
+    roughness: float = 8.0
+    pixels: float = 5.0
+    noise: float = 0.03
+
+
+def _load(path: Path, device: torch.device) -> nn.Module:
+    try:
+        return onnx2torch.convert(onnx.load(str(path))).eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
+    except Exception as error:  # operators onnx2torch lacks raise NotImplementedError and others
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"torch cannot load {path}: {reason}", "use --refine 0 to do without") from None
+
+
+class RefiningEngine:
+    """An engine whose masks are refined; everything else it hands on.
+
+    Args:
+        engine: opened with a generator.
+        recognizer: model file of the recognizer that the generator is conditioned by.
+        restorer: model file; None where there is none, and then nothing holds the mask to being erasable.
+        device: "auto" takes CUDA where there is one.
+
+    Raises:
+        ModelError: a file that cannot be converted.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        recognizer: Path,
+        restorer: Path | None,
+        device: Device = "auto",
+        refinement: Refinement | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        self.engine = engine
+        self.name = engine.name
+        self.refinement = refinement or Refinement()
+        self.batch_size = batch_size
+        self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self._recognizer = _load(recognizer, self._device)
+        self._restorer = None if restorer is None else _load(restorer, self._device)
+        self._window = torch.from_numpy(feather())[None, None].to(self._device)
+
+    def protect(
+        self,
+        crops: np.ndarray,
+        target: np.ndarray,
+        *,
+        w: float,
+        eps: float,
+        a: np.ndarray | None = None,
+        b: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The change that masks each crop; see `GraphEngine.protect`. A face's mask does not depend on its batch."""
+        change = self.engine.protect(crops, target, w=w, eps=eps, a=a, b=b)
+        if not self.refinement.steps:
+            return change
+        # an edit is no part of the mask: what the generator changes without a budget stays as it is
+        edit = np.zeros_like(change) if b is None else self.engine.protect(crops, target, w=w, eps=0.0, a=a, b=b)
+        wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
+        parts = []
+        for start in range(0, len(crops), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
+            parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays)))
+        return np.concatenate(parts)
+
+    def erase(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's."""
+        return self.engine.erase(crops)
+
+    def embed(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's."""
+        return self.engine.embed(crops)
+
+    def _embed(self, crop: Tensor) -> Tensor:
+        square = slice(MARGIN, MARGIN + INNER)
+        return self._recognizer(crop[:, :, square, square])  # type: ignore[no-any-return]
+
+    def _refine(self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor) -> np.ndarray:
+        """(B, 3, S, S) crops, edits and changes, (B, D) targets, to (B, 3, S, S) changes."""
+        settings = self.refinement
+        count = len(crop)
+        start = change - edit
+        budget = start.square().sum((1, 2, 3)).sqrt()
+        with torch.no_grad():
+            owner = self._embed(crop)
+        # seeded, and alike for all faces of a batch: the same photo gets the same mask every time
+        generator = torch.Generator().manual_seed(0)
+        redetection = Redetection()
+
+        def again(images: list[Tensor], spread: float, mode: str) -> list[Tensor]:
+            angle, zoom, right, down = (spread * torch.randn(4, generator=generator)).tolist()
+            shift = 2 * redetection.shift / 128
+            angle, zoom = math.radians(redetection.degrees) * angle, math.exp(redetection.zoom * zoom)
+            a, z, r, d = (crop.new_full((count, 1, 1), x) for x in (angle, zoom, shift * right, shift * down))
+            return moved(images, a, z, r, d, mode)
+
+        def masked(mask: Tensor) -> Tensor:
+            """The change: grey, feathered, within the budget, the result within [-1, 1]."""
+            grey = mask.expand(-1, 3, -1, -1) * self._window
+            norm = torch.sqrt(grey.square().sum((1, 2, 3)) + 1e-12)
+            grey = grey * (budget / norm).clamp(max=1.0).view(-1, 1, 1, 1)
+            return (crop + edit + grey).clamp(-1, 1) - crop
+
+        # the generator's mask carries the window already: what is refined is added to it
+        first = start.mean(1, keepdim=True) / self._window.clamp(min=0.05)
+        mask = first.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([mask], lr=settings.lr)
+        for _ in range(settings.steps):
+            protected = crop + masked(mask)
+            (seen,) = again([protected], 2.0, "bilinear")
+            noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
+            embedding = self._embed(seen + settings.noise * noise)
+            loss = losses.toward(embedding, target, settings.reach)
+            loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
+            loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
+            if self._restorer is not None and settings.pixels:
+                found, wanted = again([protected, crop + edit], 1.0, "bicubic")
+                found = found.clamp(-1, 1)
+                loss = loss + settings.pixels * losses.pixels(found + self._restorer(found), wanted)
+            # the terms are means over the faces; their sum leaves each face its own gradient
+            (mask.grad,) = torch.autograd.grad(count * loss, [mask])
+            optimizer.step()
+        with torch.no_grad():
+            return np.asarray(masked(mask).cpu().numpy())

@@ -1,0 +1,112 @@
+"""Refining masks by gradient steps: what it gains, what it keeps, and that it does nothing where there is no mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emask.engine import Engine, open_engine, refined
+from emask.engine.refine import Refinement, RefiningEngine
+from emask.face.align import INNER, MARGIN
+
+SQUARE = slice(MARGIN, MARGIN + INNER)
+EPS = 12.0
+
+
+@pytest.fixture
+def plain(models: Path) -> Engine:
+    return open_engine(models / "generator.onnx", models / "restorer.onnx", models / "recognizer.onnx", device="cpu")
+
+
+def refining(plain: Engine, models: Path, restorer: bool = True, **settings: float) -> RefiningEngine:
+    key = models / "restorer.onnx" if restorer else None
+    return RefiningEngine(plain, models / "recognizer.onnx", key, "cpu", Refinement(**settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def crops() -> np.ndarray:
+    """(3, 3, 128, 128) smooth pictures away from black and white."""
+    waves = np.random.default_rng(0).normal(size=(3, 3, 8, 8))
+    return np.ascontiguousarray(0.2 * np.kron(waves, np.ones((16, 16))).clip(-3, 3), dtype=np.float32)
+
+
+@pytest.fixture
+def target() -> np.ndarray:
+    vector = np.random.default_rng(1).normal(size=256).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def cosine(engine: Engine, crops: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return engine.embed(crops[:, :, SQUARE, SQUARE]) @ target
+
+
+def test_every_face_comes_closer_to_the_target(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray
+) -> None:
+    """The twin: without steps the mask is the generator's, bit for bit."""
+    before = plain.protect(crops, target, w=0.0, eps=EPS)
+    none = refining(plain, models, steps=0).protect(crops, target, w=0.0, eps=EPS)
+    np.testing.assert_array_equal(none, before)
+    after = refining(plain, models, steps=15, roughness=0.0, pixels=0.0).protect(crops, target, w=0.0, eps=EPS)
+    gain = cosine(plain, crops + after, target) - cosine(plain, crops + before, target)
+    assert (gain > 0.05).all()
+
+
+def test_budget_range_and_greyness_hold(plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray) -> None:
+    before = plain.protect(crops, target, w=0.0, eps=EPS)
+    after = refining(plain, models, steps=5).protect(crops, target, w=0.0, eps=EPS)
+    assert after.shape == before.shape and after.dtype == np.float32
+    norms = [np.sqrt((change**2).sum((1, 2, 3))) for change in (before, after)]
+    assert (norms[1] <= norms[0] * (1 + 1e-5)).all()
+    assert np.abs(crops + after).max() <= 1 + 1e-6
+    assert np.ptp(after, axis=1).max() < 1e-6  # the same in all channels, whatever the generator's was
+    assert not after[:, :, 0].any() and not after[:, :, :, -1].any()  # feathered
+
+
+@pytest.mark.parametrize(("w", "eps"), [(1.0, EPS), (0.0, 0.0)])
+def test_where_there_is_no_mask_none_is_made(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray, w: float, eps: float
+) -> None:
+    change = refining(plain, models, steps=3).protect(crops, target, w=w, eps=eps)
+    np.testing.assert_allclose(change, 0, atol=1e-6)
+
+
+def test_an_edit_stays_as_it_is(plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray) -> None:
+    labels = np.tile(np.eye(13, dtype=np.float32)[2], (3, 1))
+    edit = plain.protect(crops, target, w=0.0, eps=0.0, b=labels)
+    assert np.abs(edit).max() > 0.01
+    change = refining(plain, models, steps=3).protect(crops, target, w=1.0, eps=EPS, b=labels)
+    np.testing.assert_allclose(change, edit, atol=1e-5)
+
+
+def test_a_mask_does_not_depend_on_its_batch(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray
+) -> None:
+    engine = refining(plain, models, steps=4)
+    together = engine.protect(crops, target, w=0.0, eps=EPS)
+    alone = np.concatenate([engine.protect(crops[i : i + 1], target, w=0.0, eps=EPS) for i in range(3)])
+    # Adam makes full steps of gradients that are nothing but rounding; few pixels have such
+    assert (np.abs(alone - together) > 1e-3).mean() < 1e-3
+    np.testing.assert_array_equal(engine.protect(crops, target, w=0.0, eps=EPS), together)
+
+
+def test_the_restorer_keeps_masks_erasable(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray
+) -> None:
+    """The twin: refined without the restorer, erasing leaves more behind."""
+
+    def left(restorer: bool) -> float:
+        engine = refining(plain, models, restorer, steps=10, pixels=50.0, roughness=0.0)
+        protected = crops + engine.protect(crops, target, w=0.0, eps=EPS)
+        return float(np.sqrt(np.mean((protected + engine.erase(protected) - crops) ** 2)))
+
+    assert left(True) < 0.95 * left(False)
+
+
+def test_refined_hands_the_rest_on(plain: Engine, models: Path, crops: np.ndarray) -> None:
+    assert refined(plain, 0, models / "recognizer.onnx", None, "cpu") is plain
+    engine = refined(plain, 2, models / "recognizer.onnx", None, "cpu")
+    assert engine is not plain and engine.name == plain.name
+    np.testing.assert_array_equal(engine.erase(crops), plain.erase(crops))
