@@ -88,6 +88,7 @@ def test_the_strengths_grow(manifest: dict[str, Any]) -> None:
     weights = [entry["strengths"][level]["w"] for level in STRENGTHS]
     assert 0 < budgets[0] < budgets[1] < budgets[2]
     assert weights == sorted(weights, reverse=True) and all(0 <= w < 1 for w in weights)
+    assert all(0 <= entry["strengths"][level].get("refine", 0) <= 500 for level in STRENGTHS)
 
 
 def test_the_targets_ship(manifest: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from emask import weights
 from emask.bench.protocol import inner_square
-from emask.engine import Engine, open_engine, to_grey_levels, to_network
+from emask.engine import Engine, open_engine, refined, to_grey_levels, to_network
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
@@ -89,11 +89,14 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--strength", default="medium")
+    parser.add_argument("--refine", type=int, help="gradient steps; what the strength says if left out")
     parser.add_argument("--target", help="a built-in target; the default one if left out")
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the protected photos")
     arguments = parser.parse_args()
-    engine = open_engine(
-        weights.shipped_path("generator"), weights.shipped_path("restorer"), weights.shipped_path("recognizer")
+    restorer, recognizer = weights.shipped_path("restorer"), weights.shipped_path("recognizer")
+    steps = weights.refinement(arguments.strength) if arguments.refine is None else arguments.refine
+    engine = refined(
+        open_engine(weights.shipped_path("generator"), restorer, recognizer), steps, recognizer, restorer
     )
     detector = Detector()
     portrait = target_crop(load_photo(weights.find_target(arguments.target)), detector)

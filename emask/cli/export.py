@@ -9,11 +9,12 @@ import typer
 
 from emask.errors import UsageError
 
-# Information injection w and budget eps (L2 over a 128-pixel crop in [-1, 1] units) of each --strength.
+# Information injection w, budget eps (L2 over a 128-pixel crop in [-1, 1] units) and gradient steps on the photo
+# (emask/engine/refine.py) of each --strength.
 STRENGTHS = {
-    "low": {"w": 0.0, "eps": 7.0},  # 36 dB over the crop
-    "medium": {"w": 0.0, "eps": 10.2},  # 32.9 dB
-    "high": {"w": 0.0, "eps": 13.0},  # 31 dB
+    "low": {"w": 0.0, "eps": 5.6, "refine": 20},  # 38 dB over the crop
+    "medium": {"w": 0.0, "eps": 9.0, "refine": 20},  # 34 dB
+    "high": {"w": 0.0, "eps": 12.5, "refine": 20},  # 31 dB
 }
 
 

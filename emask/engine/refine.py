@@ -34,17 +34,18 @@ class Refinement:
         reach: cosine with the target at which the attack is content.
         owner, owner_margin: weight of the term away from the owner, and the cosine under which it is content.
         roughness: weight of unevenness where the photo is smooth.
-        pixels: weight of what the restorer leaves behind.
+        pixels, identity: weights of what the restorer leaves behind, and of how far its faces are from their owners.
         noise: standard deviation of the noise on what the recognizer sees, [-1, 1] units.
     """
 
     steps: int = 20
     lr: float = 0.02
     reach: float = 0.8
-    owner: float = 0.3
+    owner: float = 1.0
     owner_margin: float = 0.1
-    roughness: float = 8.0
-    pixels: float = 5.0
+    roughness: float = 60.0
+    pixels: float = 10.0
+    identity: float = 0.5
     noise: float = 0.03
 
 
@@ -161,10 +162,13 @@ class RefiningEngine:
             loss = losses.toward(embedding, target, settings.reach)
             loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
             loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
-            if self._restorer is not None and settings.pixels:
+            if self._restorer is not None and (settings.pixels or settings.identity):
                 found, wanted = again([protected, crop + edit], 1.0, "bicubic")
                 found = found.clamp(-1, 1)
-                loss = loss + settings.pixels * losses.pixels(found + self._restorer(found), wanted)
+                restored = found + self._restorer(found)
+                loss = loss + settings.pixels * losses.pixels(restored, wanted)
+                if settings.identity:  # a pass through the recognizer
+                    loss = loss + settings.identity * losses.identity(self._embed(restored), owner)
             # the terms are means over the faces; their sum leaves each face its own gradient
             (mask.grad,) = torch.autograd.grad(count * loss, [mask])
             optimizer.step()

@@ -67,6 +67,16 @@ def test_the_three_commands_as_the_manual_writes_them(work: Path, capsys: pytest
     assert snapshot(work / "photos") == originals
 
 
+def test_refine_changes_the_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for steps in ("0", "2"):
+        arguments = ["protect", "photos/sub/face.jpg", "--json", "--refine", steps, "-o", f"refined-{steps}"]
+        assert main(arguments) == 0
+        assert json.loads(capsys.readouterr().out)["summary"]["refine"] == int(steps)
+        files.append((work / f"refined-{steps}/face.jpg").read_bytes())
+    assert files[0] != files[1]
+
+
 def test_json_is_one_document_and_resume_skips(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["protect", "photos", "--json", "--strength", "low"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -76,6 +86,7 @@ def test_json_is_one_document_and_resume_skips(work: Path, capsys: pytest.Captur
     (face,) = by_name["face.jpg"]["faces"]
     assert -1 <= face["target_after"] <= 1 and face["psnr"] > 20 and face["verdict"]
     assert document["summary"]["done"] == 1 and document["summary"]["engine"] == "ONNX Runtime CPU"
+    assert document["summary"]["refine"] == 0  # what the manifest says of this strength: nothing
 
     before = (work / "protected/sub/face.jpg").stat().st_mtime_ns
     assert main(["protect", "photos", "--json", "--resume"]) == 0
@@ -148,6 +159,7 @@ REFUSED = [
     (["protect", "photos", "--attribute", "eyeglasses", "--attribute", "no-eyeglasses"], 2, "contradicts"),
     (["protect", "photos", "--attribute", "none", "--attribute", "bangs"], 2, "contradict"),
     (["protect", "photos", "--strength", "huge"], 2, "strength"),
+    (["protect", "photos", "--refine", "-1"], 2, "refine"),
     (["protect", "photos", "-o", "tgt.jpg"], 2, "is a file"),
     (["protect", "photos", "-o", "photos"], 2, "input folder"),
     (["protect", "photos/sub/face.jpg", "-o", "photos/sub", "--force"], 2, "overwrite an original"),

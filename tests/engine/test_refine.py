@@ -49,7 +49,8 @@ def test_every_face_comes_closer_to_the_target(
     before = plain.protect(crops, target, w=0.0, eps=EPS)
     none = refining(plain, models, steps=0).protect(crops, target, w=0.0, eps=EPS)
     np.testing.assert_array_equal(none, before)
-    after = refining(plain, models, steps=15, roughness=0.0, pixels=0.0).protect(crops, target, w=0.0, eps=EPS)
+    attack = refining(plain, models, steps=15, owner=0.0, roughness=0.0, pixels=0.0, identity=0.0)
+    after = attack.protect(crops, target, w=0.0, eps=EPS)
     gain = cosine(plain, crops + after, target) - cosine(plain, crops + before, target)
     assert (gain > 0.05).all()
 
