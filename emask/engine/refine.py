@@ -39,13 +39,13 @@ class Refinement:
     """
 
     steps: int = 20
-    lr: float = 0.02
+    lr: float = 0.01
     reach: float = 0.8
-    owner: float = 1.0
+    owner: float = 0.5
     owner_margin: float = 0.1
-    roughness: float = 60.0
-    pixels: float = 10.0
-    identity: float = 0.5
+    roughness: float = 40.0
+    pixels: float = 5.0
+    identity: float = 0.3
     noise: float = 0.03
 
 

@@ -284,6 +284,19 @@ def test_stage_one_trains_critic_and_editor_against_each_other(
     assert penalties == [0, 2, 4]
 
 
+def test_edits_are_classified_through_blur_and_noise(training_set: TrainingSet, tiny_config: TrainConfig) -> None:
+    """The twin: with an empty pool the classifier sees the very pixels."""
+    for noise in (("none",), ("blur", "noise", "resize", "jpeg-codec")):
+        torch.manual_seed(0)
+        stage = EditingStage(Setting(training_set, replace(tiny_config, noise=noise), Place()))
+        crop = stage.crops(stage.sampler.next())[1]
+        with torch.no_grad():
+            plain = stage.discriminator(crop)[1]
+            same = [torch.equal(stage.classify(crop), plain) for _ in range(12)]
+        assert all(same) == (noise == ("none",))
+        assert {distortion.name for distortion in stage.seen_through} == set(noise) - {"none", "jpeg-codec"}
+
+
 def test_partly_known_labels_are_a_third_each(training_set: TrainingSet, tiny_config: TrainConfig) -> None:
     stage = EditingStage(Setting(training_set, tiny_config, Place()))
     known = stage.partly(torch.ones(3000, 13)).mean(1)
