@@ -8,6 +8,7 @@ the face looks like, the restorer whether the mask comes off again. The paper st
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +107,13 @@ class RefiningEngine:
         edit = np.zeros_like(change) if b is None else self.engine.protect(crops, target, w=w, eps=0.0, a=a, b=b)
         wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
         parts = []
-        for start in range(0, len(crops), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
-            parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays)))
+        with warnings.catch_warnings():
+            # it indexes in a way that PyTorch warns of
+            warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+            for start in range(0, len(crops), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
+                parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays)))
         return np.concatenate(parts)
 
     def erase(self, crops: np.ndarray) -> np.ndarray:
