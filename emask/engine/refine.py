@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx2torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emask.engine import Device, Engine
-from emask.errors import ModelError
+from emask.engine.torch import convert
 from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
 from emask.train.noise import Redetection, moved
@@ -50,12 +48,7 @@ class Refinement:
     noise: float = 0.03
 
 
-def _load(path: Path, device: torch.device) -> nn.Module:
-    try:
-        return onnx2torch.convert(onnx.load(str(path))).eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
-    except Exception as error:  # operators onnx2torch lacks raise NotImplementedError and others
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"torch cannot load {path}: {reason}", "use --refine 0 to do without") from None
+WITHOUT = "use --refine 0 to do without"
 
 
 class RefiningEngine:
@@ -84,9 +77,9 @@ class RefiningEngine:
         self.name = engine.name
         self.refinement = refinement or Refinement()
         self.batch_size = batch_size
-        self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-        self._recognizer = _load(recognizer, self._device)
-        self._restorer = None if restorer is None else _load(restorer, self._device)
+        self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        self._recognizer = convert(recognizer, self._device, WITHOUT)[0]
+        self._restorer = None if restorer is None else convert(restorer, self._device, WITHOUT)[0]
         self._window = torch.from_numpy(feather())[None, None].to(self._device)
 
     def protect(

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emask.engine import BATCH, INPUTS, Device, GraphEngine
 from emask.errors import EmaskError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def convert(path: Path, device: str, hint: str) -> tuple[torch.nn.Module, list[str]]:
+    """A graph as a frozen module in evaluation mode, and its inputs' names in the order the module takes them.
+
+    Args:
+        device: "cpu" or "cuda".
+        hint: what a user can do when it fails.
+
+    Raises:
+        ModelError: a file that cannot be converted.
+    """
+    import onnx
+    import onnx2torch
+
+    try:
+        graph = onnx.load(str(path))
+        weights = {entry.name for entry in graph.graph.initializer}
+        order = [entry.name for entry in graph.graph.input if entry.name not in weights]
+        return onnx2torch.convert(graph).eval().requires_grad_(False).to(device), order
+    except Exception as error:  # operators onnx2torch lacks raise NotImplementedError and others
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"torch cannot load {path}: {reason}", hint) from None
 
 
 class TorchEngine(GraphEngine):
@@ -23,8 +50,6 @@ class TorchEngine(GraphEngine):
     """
 
     def __init__(self, files: dict[str, Path], device: Device = "auto", batch_size: int = BATCH) -> None:
-        import onnx
-        import onnx2torch
         import torch
 
         super().__init__(files, batch_size)
@@ -35,19 +60,12 @@ class TorchEngine(GraphEngine):
         self._modules: dict[str, torch.nn.Module] = {}
         self._order: dict[str, list[str]] = {}
         for kind, path in files.items():
-            try:
-                graph = onnx.load(str(path))
-                weights = {entry.name for entry in graph.graph.initializer}
-                order = [entry.name for entry in graph.graph.input if entry.name not in weights]
-                module = onnx2torch.convert(graph).eval().to(self._device)
-            except Exception as error:  # operators onnx2torch lacks raise NotImplementedError and others
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                raise ModelError(f"torch cannot load {path}: {reason}", "install onnxruntime") from None
+            module, order = convert(path, self._device, "install onnxruntime")
             if set(order) != set(INPUTS[kind]):
                 raise ModelError(
                     f"{path} has the inputs {', '.join(sorted(order))}, not those of a {kind}", "export the model again"
                 )
-            self._modules[kind] = module.requires_grad_(False)
+            self._modules[kind] = module
             self._order[kind] = order
 
     def _forward(self, kind: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
