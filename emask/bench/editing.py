@@ -28,7 +28,7 @@ from emask.bench.table import markdown_table, percent
 from emask.errors import EmaskError, ModelError, NoFaceError, TrainingError, UsageError
 from emask.face.detect import Detector
 from emask.nets.blocks import feather_window
-from emask.nets.discriminator import Discriminator
+from emask.nets.discriminator import Classifier, Discriminator
 from emask.nets.generator import Editor
 from emask.train.checkpoint import load
 from emask.train.data import load_crops
@@ -50,21 +50,21 @@ FLIPS = {
 Edit = Callable[[Tensor, Tensor], Tensor]
 
 
-def load_stage1(path: Path) -> tuple[Editor, Discriminator, int]:
-    """The editor and the discriminator of a stage-1 checkpoint, in evaluation mode, and the steps it was trained.
+def load_stage1(path: Path) -> tuple[Editor, Classifier, int]:
+    """Editor and attribute classifier of a stage-1 checkpoint, in evaluation mode, and the steps they were trained.
 
     Raises:
         TrainingError: no such file.
         ModelError: a checkpoint of another stage.
     """
     state = load(path, "name the stage1.pt of a run folder")
-    if not {"config", "editor", "critic"} <= state.keys():
+    if not {"config", "editor", "discriminator"} <= state.keys():
         raise ModelError(f"{path} is no checkpoint of stage 1", "name the stage1.pt of a run folder")
     editor = editor_from(state)
-    widths = tuple(len(v) for name, v in state["critic"].items() if re.fullmatch(r"trunk\.\d+\.weight", name))
-    discriminator = Discriminator(editor.config.attributes, widths)
-    discriminator.load_state_dict(state["critic"])
-    return editor, discriminator.eval(), int(state.get("step", 0))
+    *kernels, _ = (v for name, v in state["discriminator"].items() if re.fullmatch(r"critic\.\d+\.weight", name))
+    discriminator = Discriminator(editor.config.attributes, tuple(len(kernel) for kernel in kernels))
+    discriminator.load_state_dict(state["discriminator"])
+    return editor, discriminator.classifier.eval(), int(state.get("step", 0))
 
 
 def variants() -> list[tuple[str, Tensor]]:
@@ -145,7 +145,7 @@ def flip(known: Tensor, attribute: int) -> Tensor:
 
 @torch.no_grad()
 def measure(
-    editor: Edit, discriminator: Discriminator, pixels: np.ndarray, known: Tensor,
+    editor: Edit, classifier: Classifier, pixels: np.ndarray, known: Tensor,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """How well an editor rebuilds faces, and whether the classifier sees the attributes it switched.
@@ -157,7 +157,7 @@ def measure(
 
     Args:
         editor: an `Editor`, or anything with its call.
-        discriminator: the classifier that was trained beside the editor, and so flatters it.
+        classifier: the one that was trained beside the editor, and so flatters it.
         pixels: (N, S, S, 3) uint8 RGB.
         known: (N, 13) float32 labels in [-1, 1], none of the rows all zeros.
         progress: called with (crops done, crops).
@@ -177,15 +177,15 @@ def measure(
         rebuilt = editor(x, a).clamp(-1, 1)
         quality += [psnr(ours, theirs) for ours, theirs in zip(to_pixels(rebuilt), part, strict=True)]
         as_it_is = editor(x, torch.zeros_like(a))
-        says["unedited"].append(_seen(discriminator, x))
-        says["rebuilt"].append(_seen(discriminator, rebuilt))
+        says["unedited"].append(_seen(classifier, x))
+        says["rebuilt"].append(_seen(classifier, rebuilt))
         edited, protect = [], []
         for attribute in range(count):
             b = flip(a, attribute)
-            edited.append(_seen(discriminator, editor(x, b).clamp(-1, 1))[:, attribute])
+            edited.append(_seen(classifier, editor(x, b).clamp(-1, 1))[:, attribute])
             alone = flip(torch.zeros_like(a).index_copy(1, torch.tensor([attribute]), a[:, [attribute]]), attribute)
             change = window * (editor(x, alone) - as_it_is)
-            protect.append(_seen(discriminator, (x + change).clamp(-1, 1))[:, attribute])
+            protect.append(_seen(classifier, (x + change).clamp(-1, 1))[:, attribute])
         says["edited"].append(np.stack(edited, 1))
         says["protect"].append(np.stack(protect, 1))
         if progress:
@@ -208,9 +208,9 @@ def measure(
     }
 
 
-def _seen(discriminator: Discriminator, images: Tensor) -> np.ndarray:
+def _seen(classifier: Classifier, images: Tensor) -> np.ndarray:
     """(B, n) signs of the classifier's logits."""
-    return discriminator(images)[1].sign().numpy()
+    return classifier(images).sign().numpy()
 
 
 def held_out(data: Path, most: int) -> tuple[np.ndarray, Tensor]:
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.output.suffix.lower() != ".png":
             raise UsageError(f"{options.output} does not end in .png", "the picture is a PNG file")
-        editor, discriminator, step = load_stage1(options.run)
+        editor, classifier, step = load_stage1(options.run)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         picture_of(editor, options.photos, Detector()).save(options.output)
         if options.data is not None:
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if sys.stderr.isatty():
                     print(f"\r{done} of {count} photos", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
-            document = {"step": step, **measure(editor, discriminator, pixels, known, progress)}
+            document = {"step": step, **measure(editor, classifier, pixels, known, progress)}
             options.output.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
             print(render(document), end="")
     except EmaskError as error:

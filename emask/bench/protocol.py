@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from emask.bench.identification import RANKS, identify
 from emask.bench.metrics import accepted, psnr, rate, rejected, ssim
 from emask.engine import to_network
 from emask.errors import UsageError
 from emask.face.align import CROP, INNER, MARGIN, Similarity, align, estimate, paste_change
 from emask.face.detect import Detector, Face
+from emask.handling import Handling
 from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, true_accept_rate
 
 # (crops (B, 3, 128, 128) float32 in [-1, 1], target embeddings (B, D)) -> change (B, 3, 128, 128)
@@ -31,6 +33,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[str, int, int], None]
 
 FARS = FALSE_ACCEPT_RATES
+UNSEEN = "unseen"  # the folder of the files that are made for unseen targets
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,22 @@ class Target:
 
 @dataclass
 class Selection:
-    """What a run works on: sources, unseen targets, and the crops that thresholds are calibrated on."""
+    """What a run works on.
+
+    Attributes:
+        sources: whose photos are protected.
+        unseen: targets that no training saw.
+        calibration_crops: (N, 128, 128, 3) uint8, what thresholds are calibrated on.
+        calibration_people: (N,) who is on each, a position in `calibration_names`.
+        calibration_names: these people.
+        skipped: photos in which no face was found.
+    """
 
     sources: list[Source]
     unseen: list[Target]
     calibration_crops: np.ndarray
     calibration_people: np.ndarray
+    calibration_names: list[str]
     skipped: list[str] = field(default_factory=list)
 
 
@@ -167,11 +180,13 @@ def select(
         )
     targets = [Target(p, by_person[p][0], by_person[p][1]) for p in order[:unseen_targets]]
     sources = [Source(p, by_person[p][0], by_person[p][1]) for p in order[unseen_targets : unseen_targets + faces]]
+    everyone, index = np.unique(owners, return_inverse=True)
     return Selection(
         sources,
         targets,
         np.stack(crops),
-        np.unique(owners, return_inverse=True)[1],
+        index,
+        everyone.tolist(),
         [name for name, found in zip(names, located, strict=True) if found is None],
     )
 
@@ -306,6 +321,7 @@ def run(
     quality: int = 90,
     default_target: str | None = None,
     fars: Sequence[float] = FARS,
+    handlings: Sequence[Handling] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure one method.
@@ -320,10 +336,13 @@ def run(
         quality: JPEG quality.
         default_target: the built-in target that erasing is measured for; the first one by default.
         fars: false accept rates.
+        handlings: what happens to the files of unseen targets (of the default one where there are none) before they
+            are read: each is measured by itself.
         progress: called with (what, done, all).
 
     Returns:
-        A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing", "summary".
+        A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
+        "handling", "identification", "summary".
 
     Raises:
         UsageError: when there are too few pairs of different people to calibrate on.
@@ -335,10 +354,14 @@ def run(
         t.name: method.embed(inner_square(to_network(t.given.crop[None])))[0] for t in [*builtin, *selection.unseen]
     }
     default_target = default_target or (builtin[0].name if builtin else None)
+    handled = UNSEEN if selection.unseen else default_target
+    handling_results: dict[str, Any] = {}
+    identification: dict[str, Any] = {}
 
     thresholds: dict[str, dict[str, float]] = {}
     accept: dict[str, dict[str, float]] = {}
     fixed: dict[str, dict[str, np.ndarray]] = {}
+    calibration: dict[str, np.ndarray] = {}
     clean_files = through_disk([p.pixels for p in originals], folder / "clean", quality)
     clean_found = locate([p.name for p in originals], clean_files, detector)
     for number, recognizer in enumerate(recognizers):
@@ -358,6 +381,7 @@ def run(
             "original": embed_located(recognizer, originals),
             "other": embed_located(recognizer, [s.other for s in sources]),
         }
+        calibration[recognizer.name] = embeddings
 
     def against(recognizer: Recognizer, photos: Sequence[Located]) -> np.ndarray:
         """(N, D) of the target of each source; one embedding for each distinct photo."""
@@ -365,6 +389,65 @@ def run(
         embeddings = embed_located(recognizer, distinct)
         row = {id(p): i for i, p in enumerate(distinct)}
         return np.asarray(embeddings[[row[id(p)] for p in photos]])
+
+    def search(assigned: list[Target], protected: dict[str, np.ndarray], restored: dict[str, np.ndarray] | None) -> Any:
+        """Identification by each recognizer: the gallery has others' photos as distractors."""
+        in_probes = {s.person for s in sources} | {t.name for t in assigned}
+        distinct = list({t.name: t for t in assigned}.values())
+        distractor = np.array([selection.calibration_names[i] not in in_probes for i in selection.calibration_people])
+        people = [s.person for s in sources] + [t.name for t in distinct]
+        people += [selection.calibration_names[i] for i in selection.calibration_people[distractor]]
+        ranks = [k for k in RANKS if k < len(set(people))]
+        found = {}
+        for r in recognizers:
+            targets = embed_located(r, [t.other for t in distinct])
+            gallery = np.concatenate([fixed[r.name]["other"], targets, calibration[r.name][distractor]])
+            found[r.name] = identify(
+                fixed[r.name]["clean"], protected[r.name], [s.person for s in sources], [t.name for t in assigned],
+                gallery, people, None if restored is None else restored[r.name], ranks,
+            )  # fmt: skip
+        return found
+
+    def take_off(files: Sequence[np.ndarray], found: Sequence[Located | None], place: Path) -> list[np.ndarray]:
+        """The restored photos as decoded from their own files; those without a face as they are."""
+        restored = list(files)
+        ready = [(i, f) for i, f in enumerate(found) if f is not None]
+        if ready and method.erase is not None:
+            back = method.erase(to_network(np.stack([f.crop for _, f in ready])))
+            for (index, photo), delta in zip(ready, back, strict=True):
+                restored[index] = paste(photo, delta)
+        return through_disk(restored, place, quality)
+
+    def handle(handling: Handling, assigned: list[Target], files: Sequence[np.ndarray], place: Path) -> dict[str, Any]:
+        """The same figures for protected and clean files that something has happened to."""
+        protected, clean = ([handling(f, i) for i, f in enumerate(group)] for group in (files, clean_files))
+        names = [p.name for p in originals]
+        found, found_clean = (locate(names, group, detector) for group in (protected, clean))
+        result: dict[str, Any] = {
+            "what": handling.what, "not_found": sum(f is None for f in found),
+            "not_found_clean": sum(f is None for f in found_clean),
+        }  # fmt: skip
+        restored = take_off(protected, found, place) if method.erase is not None else None
+        found_restored = locate(names, restored, detector) if restored is not None else []
+        if all(a.shape == p.pixels.shape for a, p in zip(protected, originals, strict=True)):
+            result["clean"] = _quality(originals, clean, with_ssim=False)
+            if restored is not None:
+                result["restored"] = _quality(originals, restored, with_ssim=False)
+        result["recognizers"] = {}
+        for r in recognizers:
+            others = [t.other for t in assigned if t.other is not None]
+            known = {**fixed[r.name], "clean": embed_located(r, found_clean)}
+            embedded, given = embed_located(r, found), against(r, [t.given for t in assigned])
+            figures = score_protection(
+                thresholds[r.name], embedded, **known, target_given=given,
+                target_other=against(r, others) if len(others) == len(assigned) else None,
+            )  # fmt: skip
+            if restored is not None:
+                figures |= score_erasing(
+                    thresholds[r.name], embed_located(r, found_restored), embedded, **known, target_given=given
+                )
+            result["recognizers"][r.name] = figures
+        return result
 
     def measure(label: str, assigned: list[Target], erase: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
         change = method.protect(units, np.stack([target_embedding[t.name] for t in assigned]))
@@ -389,23 +472,27 @@ def run(
                 target_given=given[r.name],
                 target_other=target_other,
             )
+        if label == handled:
+            for number, handling in enumerate(handlings):
+                if progress:
+                    progress("handling the files", number, len(handlings))
+                handling_results[handling.name] = handle(handling, assigned, files, folder / label / handling.name)
         if not erase or method.erase is None:
+            if label == UNSEEN and with_other:
+                identification.update(search(assigned, embedded, None))
             return protection, None
-        restored = list(files)
-        ready = [(i, f) for i, f in enumerate(found) if f is not None]
-        if ready:
-            back = method.erase(to_network(np.stack([f.crop for _, f in ready])))
-            for (index, photo), delta in zip(ready, back, strict=True):
-                restored[index] = paste(photo, delta)
-        restored_files = through_disk(restored, folder / label / "restored", quality)
+        restored_files = take_off(files, found, folder / label / "restored")
         restored_found = locate([p.name for p in originals], restored_files, detector)
+        again = {r.name: embed_located(r, restored_found) for r in recognizers}
+        if label == UNSEEN and with_other:
+            identification.update(search(assigned, embedded, again))
         erasing: dict[str, Any] = {
             "not_found": sum(f is None for f in restored_found),
             "protected": protection["after_jpeg"],
             "restored": _quality(originals, restored_files),
             "recognizers": {
                 r.name: score_erasing(
-                    thresholds[r.name], embed_located(r, restored_found), embedded[r.name], **fixed[r.name],
+                    thresholds[r.name], again[r.name], embedded[r.name], **fixed[r.name],
                     target_given=given[r.name],
                 )
                 for r in recognizers
@@ -427,7 +514,7 @@ def run(
         if progress:
             progress("protecting with unseen targets", 0, 1)
         assigned = [selection.unseen[i % len(selection.unseen)] for i in range(len(sources))]
-        unseen, erased = measure("unseen", assigned, True)
+        unseen, erased = measure(UNSEEN, assigned, True)
         if erased is not None:
             erasing["unseen targets"] = erased
     impostors = _impostor_pairs(selection.calibration_people)
@@ -454,6 +541,8 @@ def run(
         "targets": targets,
         "unseen": unseen,
         "erasing": erasing,
+        "handling": handling_results,
+        "identification": identification,
         "summary": summarize(targets, [r.name for r in recognizers], [rate_key(f) for f in fars]),
     }
 

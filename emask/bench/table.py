@@ -58,6 +58,41 @@ ERASING = {
 }
 
 
+HANDLING = {
+    "impersonation_given": "impersonation, photo given",
+    "impersonation_other": "impersonation, another photo",
+    "dodging_other": "dodging, another photo",
+    "reverified_other": "erased: accepted as the owner",
+    "erased": "erased: not accepted as the target",
+}
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    if "strength" not in settings:
+        return f"method {settings['method']}"
+    refined = f", {settings['refine']} refining steps" if settings.get("refine") else ""
+    budget = f"w {settings['w']:g}, eps {settings['eps']:g}{refined}"
+    return f"strength {settings['strength']} ({budget}), {settings['engine']}"
+
+
+def _handling(document: Mapping[str, Any], far: str) -> list[str]:
+    """What is left after each handling of the files at one rate: mean over recognizers, the clean photos' beside it."""
+    rows = []
+    for name, entry in document["handling"].items():
+        row = [name]
+        judged = list(entry["recognizers"].values())
+        for figure in HANDLING:
+            for key in (figure, f"{figure}_clean"):
+                values = [figures[key][far]["value"] for figures in judged if key in figures]
+                row.append(f"{100 * sum(values) / len(values):.1f}" if values and None not in values else "-")
+        row += [f"{entry[key]['psnr_mean']:.1f}" if key in entry else "-" for key in ("restored", "clean")]
+        rows.append([*row, str(entry["not_found"])])
+    header = ["handling"]
+    for title in HANDLING.values():
+        header += [title, "clean"]
+    return markdown_table([*header, "PSNR restored", "of the handling alone", "faces not found"], rows)
+
+
 def render(document: Mapping[str, Any]) -> str:
     """Markdown tables of a document made by `emask.bench.protocol.run`.
 
@@ -69,8 +104,8 @@ def render(document: Mapping[str, Any]) -> str:
     if "settings" in document:
         s = document["settings"]
         lines += [
-            f"{document['faces']} photos of people kept out of training, JPEG quality {s['quality']} (4:2:0), strength "
-            f"{s['strength']} (w {s['w']:g}, eps {s['eps']:g}), seed {s['seed']}, {s['engine']}.",
+            f"{document['faces']} photos of people kept out of training, JPEG quality {s['quality']} (4:2:0), "
+            f"{_method(s)}, seed {s['seed']}.",
             "",
         ]
     lines += [
@@ -123,4 +158,13 @@ def render(document: Mapping[str, Any]) -> str:
                     rows.append([name, far, interval(figures[figure][far]), *beside])
             header = ["recognizer", "FAR", "restored", "protected", "clean"]
             lines += [f"{heading} (%):", "", *markdown_table(header, rows)]
+    if document.get("identification"):
+        from emask.bench.identification import render as identification
+
+        lines += ["", identification(document["identification"])]
+    if document.get("handling"):
+        lines += ["## After handling: protected files that went through something before they were read (%)", ""]
+        lines += [f"- {name}: {entry['what']}" for name, entry in document["handling"].items()] + [""]
+        for far in fars:
+            lines += [f"FAR {far}, mean over recognizers:", "", *_handling(document, far)]
     return "\n".join(lines).rstrip() + "\n"

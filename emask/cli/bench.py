@@ -29,8 +29,18 @@ def bench(
     target_others: Annotated[
         Path | None, typer.Option(help="Folder with another photo NAME.jpg of built-in targets.")
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="emask, or a peer as pgd, mi-fgsm, tip-im; or nothing, grey-square: baselines.")
+    ] = "emask",
+    surrogate: Annotated[
+        list[str] | None, typer.Option(help="A peer's white box; repeatable. [default: those of fold A]")
+    ] = None,
     generator: Annotated[Path | None, typer.Option(help="Generator file. [default: the one that ships]")] = None,
     key: Annotated[Path | None, typer.Option(help="Restorer file. [default: the one that ships]")] = None,
+    handling: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPS", help="Measure again after this, as for verify --after; repeatable; or all."),
+    ] = None,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
     strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
     refine: options.Refine = None,
@@ -40,6 +50,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON document instead of the table.")] = False,
 ) -> None:
     """Measure masks on saved photos, by recognizers that no training saw."""
+    from emask.train.threads import prepare_process
+
+    prepare_process()
     import json
     import sys
 
@@ -47,8 +60,8 @@ def bench(
         from emask.bench.table import render
 
         document = measure(
-            data, recognizers, black_box, faces, unseen_targets, target, target_others, generator, key, quality,
-            strength, refine, seed, device,
+            data, recognizers, black_box, faces, unseen_targets, target, target_others, method, surrogate, generator,
+            key, handling, quality, strength, refine, seed, device,
         )  # fmt: skip
         text = json.dumps(document, indent=1)
         table = render(document)
@@ -70,8 +83,11 @@ def measure(
     unseen_targets: int,
     target: list[str] | None,
     target_others: Path | None,
+    method: str,
+    surrogate: list[str] | None,
     generator: Path | None,
     key: Path | None,
+    handling: list[str] | None,
     quality: int,
     strength: str,
     refine: int | None,
@@ -91,11 +107,16 @@ def measure(
 
     from emask import weights
     from emask.bench import protocol
+    from emask.bench.methods import EMASK, method_names, method_of
     from emask.engine import open_engine, refined
     from emask.face.detect import Detector
+    from emask.handling import choose
     from emask.recognize import load_folder
     from emask.recognize.cards import folder_cards
 
+    handlings = choose(handling or [], "--handling")
+    if method not in method_names():
+        raise UsageError(f"no method named {method!r}", f"there are: {', '.join(method_names())}")
     w, eps = weights.strength(strength)
     steps = weights.refinement(strength) if refine is None else refine
     files = {
@@ -107,8 +128,22 @@ def measure(
     if not names:
         raise UsageError(f"no recognizer of fold {BLACK_BOX_FOLD} in {recognizers}", "name some with --black-box")
     judges = load_folder(recognizers, names, device)
-    engine = open_engine(**files, device=device)  # type: ignore[arg-type]
-    engine = refined(engine, steps, files["recognizer"], files["restorer"], device)  # type: ignore[arg-type]
+    settings: dict[str, Any]
+    if method == EMASK:
+        engine = open_engine(**files, device=device)  # type: ignore[arg-type]
+        engine = refined(engine, steps, files["recognizer"], files["restorer"], device)  # type: ignore[arg-type]
+        settings = {"strength": strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
+        measured = protocol.Method(
+            protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
+            erase=engine.erase,
+            embed=engine.embed,
+        )
+    else:
+        from emask.train.prepare import open_surrogates
+
+        files = {}
+        measured = method_of(method, lambda: open_surrogates(recognizers, surrogate))
+        settings = {"surrogates": surrogate or "fold A"} if measured.erase is None else {}
     detector = Detector(device=device)
 
     bars: dict[str, tqdm[Any]] = {}
@@ -129,16 +164,11 @@ def measure(
             raise UsageError(f"no face found in the target {name}")
         builtin.append(protocol.Target(Path(name).stem, given, other))
     default = str(weights.manifest().get("targets", {}).get("default", ""))
-    method = protocol.Method(
-        protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
-        erase=engine.erase,
-        embed=engine.embed,
-    )
     try:
         selection = protocol.select(data, faces, unseen_targets, seed, detector, progress)
         with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
             result = protocol.run(
-                method,
+                measured,
                 selection,
                 builtin,
                 judges,
@@ -146,6 +176,7 @@ def measure(
                 detector,
                 quality=quality,
                 default_target=default if default in {t.name for t in builtin} else None,
+                handlings=handlings,
                 progress=progress,
             )
     finally:
@@ -155,8 +186,8 @@ def measure(
         "version": 1,
         "protocol": "photo",
         "settings": {
-            "faces": faces, "unseen_targets": unseen_targets, "quality": quality, "subsampling": "4:2:0",
-            "strength": strength, "w": w, "eps": eps, "refine": steps, "seed": seed, "engine": engine.name,
+            "method": method, "faces": faces, "unseen_targets": unseen_targets, "quality": quality,
+            "subsampling": "4:2:0", "seed": seed, **settings,
         },
         "models": {kind: {"file": path.name, "sha256": weights.sha256(path)} for kind, path in files.items()},
         "judges": {r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges},

@@ -112,7 +112,7 @@ def train(
     from emask.train.noise import choose_pool
     from emask.train.place import join
     from emask.train.prepare import open_surrogates, open_validation, prepare
-    from emask.train.run import check_before, run_stages
+    from emask.train.run import check_before, note_command, run_stages
     from emask.weights import models_dir
 
     config = settings.preset(preset)
@@ -157,6 +157,13 @@ def train(
     portraits = target or models_dir() / "targets"
     prepared = prepare(data_folder, surrogates, portraits, cache, config, place, bars.progress)
     if place.first:
+        named = {
+            "stage": stage.value, "preset": Path(preset).name, "start-from": start_from and start_from.name,
+            "target": target and target.name, "attack": attack and attack.value, "injection": injection, "noise": noise,
+            "no-curriculum": no_curriculum, "no-critic": no_critic, "no-owner-term": no_owner_term, "seed": seed,
+            "max-minutes": max_minutes, "resume": resume,
+        }  # fmt: skip
+        note_command(run, named, anew=1 in stages and not resume)
         typer.echo(
             f"{len(prepared.training)} crops, {len(set(prepared.training.people.tolist()))} people, "
             f"surrogates {', '.join(s.card.name for s in surrogates)}, {place.device}",

@@ -28,7 +28,7 @@ def verify(
         typer.Option(
             "--after",
             metavar="OPS",
-            help="Operations on A first: jpeg:Q, webp:Q, resize:LONG_EDGE, blur:SIGMA, separated by commas.",
+            help="Operations on A first, as jpeg:75,resize:1080, or a platform's name, as whatsapp.",
             show_default=False,
         ),
     ] = "",
@@ -48,14 +48,15 @@ def verify(
     """
     with reporting("verify", as_json):
         from emask.errors import UsageError
+        from emask.handling import parse
         from emask.images import load_photo
-        from emask.pipeline.verify import parse_operations, verify_photos
+        from emask.pipeline.verify import verify_photos
         from emask.weights import shipped_path, thresholds
 
         for name in (a, b):
             if not Path(name).is_file():
                 raise UsageError(f"no such file: {name}")
-        parse_operations(after)
+        parse(after)
         first, second = load_photo(a), load_photo(b)
 
         from emask.engine import ShippedRecognizer, open_engine

@@ -2,79 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFilter
 
-from emask.errors import NoFaceError, UsageError
+from emask.errors import NoFaceError
+from emask.handling import parse
 from emask.images import Photo
 from emask.pipeline.protect import FaceRecognizer, cut
 from emask.results import Comparison, VerifyResult
 
 if TYPE_CHECKING:
     from emask.face.detect import Detector, Face
-
-# Name of an operation to its smallest and largest value.
-OPERATIONS = {"jpeg": (1, 100), "webp": (1, 100), "resize": (16, 20_000), "blur": (0, 100)}
-_HINT = "write for example jpeg:75,resize:1080; operations: jpeg:Q, webp:Q, resize:LONG_EDGE, blur:SIGMA"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation on a picture.
-
-    Attributes:
-        name: "jpeg", "webp" (value: quality 1..100), "resize" (longer side in pixels; never enlarges) or "blur"
-            (Gaussian, standard deviation in pixels).
-        value: as above.
-    """
-
-    name: str
-    value: float
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Apply it to (H, W, 3) uint8 RGB."""
-        image = Image.fromarray(pixels)
-        if self.name in ("jpeg", "webp"):
-            buffer = io.BytesIO()
-            image.save(buffer, format=self.name.upper(), quality=int(self.value))
-            image = Image.open(buffer).convert("RGB")
-        elif self.name == "resize":
-            scale = self.value / max(image.size)
-            if scale < 1:
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                image = image.resize(size, Image.Resampling.LANCZOS)
-        else:
-            image = image.filter(ImageFilter.GaussianBlur(self.value))
-        return np.asarray(image)
-
-
-def parse_operations(text: str) -> list[Operation]:
-    """Read "jpeg:75,resize:1080".
-
-    Raises:
-        UsageError: for an unknown operation or a value out of range.
-    """
-    operations = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, number = part.partition(":")
-        if name not in OPERATIONS:
-            raise UsageError(f"--after does not know {part!r}", _HINT)
-        try:
-            value = float(number)
-        except ValueError:
-            raise UsageError(f"--after {part!r} needs a number after the colon", _HINT) from None
-        low, high = OPERATIONS[name]
-        whole = name == "blur" or value == int(value) if np.isfinite(value) else False
-        if not whole or not low <= value <= high:
-            raise UsageError(f"--after {part!r} is out of range: {low} to {high}", _HINT)
-        operations.append(Operation(name, value))
-    return operations
-
 
 def verify_photos(
     a: Photo,
@@ -88,15 +28,13 @@ def verify_photos(
 
     Args:
         recognizers: each gives one comparison.
-        after: operations applied to `a` first, as for `parse_operations`.
+        after: operations applied to `a` first, as for `handling.parse`.
 
     Raises:
         NoFaceError: one of the photos shows no face.
         UsageError: `after` cannot be read.
     """
-    pixels = a.pixels
-    for operation in parse_operations(after):
-        pixels = operation(pixels)
+    pixels = parse(after)(a.pixels)
     found_a, found_b = detector.detect([pixels, b.pixels])
     crop_a = _largest(pixels, found_a, a.name + (f" after {after}" if after else ""))
     crop_b = _largest(b.pixels, found_b, b.name)

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder for the variants' runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=None, help="some of the variants, by flag and value")
+    parser.add_argument("--resume", action="store_true", help="keep the lines that the run's ablation.json has")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     try:
@@ -108,13 +109,19 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     def quiet(number: int) -> Callable[[float, str], None]:
         return lambda share, line: None
 
+    results = options.run / "ablation.json"
     rows: list[dict[str, object]] = []
+    if options.resume and results.is_file():
+        rows = json.loads(results.read_text(encoding="utf-8"))
+    done = {(row["variant"], row["seed"]) for row in rows}
     for seed in options.seeds:
         first = options.run / f"seed{seed}"
         first.mkdir(exist_ok=True)
         if not (first / "stage1.pt").exists():
             run_stages((1,), prepared.training, (), replace(config, seed=seed), place, first, quiet)
         for name, changed in wanted.items():
+            if (name, seed) in done:
+                continue
             folder = first / name.replace("--", "").replace(" ", "-")
             folder.mkdir(exist_ok=True)
             shutil.copy(first / "stage1.pt", folder / "stage1.pt")
@@ -130,7 +137,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
             rows.append({"variant": name, "seed": seed, "steps": sum(config.steps[1:]), "minutes": minutes,
                          "scores": scores})  # fmt: skip
             print(f"{name}, seed {seed}: done in {minutes:.1f} min", file=sys.stderr, flush=True)
-            (options.run / "ablation.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            results.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
 
 

@@ -45,13 +45,14 @@ class Phase:
 class Weights:
     """Weights of the loss terms. The paper's are lost; these bring the terms' gradients on E_p to one scale.
 
-    Stage 1: AttGAN's published ones; `editing` is its attribute term on the edited crop. Stages 2 and 3: adversarial
-    terms are of order 1 a surrogate at first, the hinge is 1 at the budget, roughness is of order 0.05 at the budget,
-    pixels of order 0.03.
+    Stage 1: AttGAN's published ones; `editing` is its attribute term on the edited crop, `kept` the same of the
+    attributes that were to stay. Stages 2 and 3: adversarial terms are of order 1 a surrogate at first, the hinge is 1
+    at the budget, roughness is of order 0.05 at the budget, pixels of order 0.03.
     """
 
     reconstruction: float = 100.0
     editing: float = 10.0
+    kept: float = 10.0
     classifier: float = 1.0
     gradient_penalty: float = 10.0
     realism: float = 1.0
@@ -81,6 +82,7 @@ class TrainConfig:
         constant_lr: neither warm-up nor fall.
         critic_steps: steps of critic and classifier for one of the editor in stage 1.
         critic_every: stage 2 trains its critic once in so many steps.
+        robust: radius of the changes that stage 1's classifier learns to see through, L2 in [-1, 1] units over a crop.
         penalty_every: the gradient penalty joins the critic's loss once in so many of stage 1's critic steps.
         pseudo_from: share of stage 1 after which the classifier labels the photos that have no labels.
         edits: share of the crops of stages 2 and 3 that also get another attribute.
@@ -109,6 +111,7 @@ class TrainConfig:
     constant_lr: bool = False
     critic_steps: int = 1
     critic_every: int = 4
+    robust: float = 4.0
     penalty_every: int = 2
     pseudo_from: float = 0.5
     edits: float = 0.0

@@ -23,6 +23,7 @@ from emask.train.checkpoint import load
 from emask.weights import FORMAT, sha256
 
 OPSET = 17
+COMMANDS = "commands.txt"  # in a run folder: how it was trained, a line a command
 # Largest difference between torch and ONNX Runtime that an export may show, in the outputs' own units.
 TOLERANCE = 1e-4
 IMAGE_RANGE = "RGB in [-1, 1]"
@@ -258,14 +259,16 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
         state = load(last, "")
         generator, restorer = generator_from(state), restorer_from(state)
         size, attributes = generator.config.size, generator.config.attributes
+        noted = run / COMMANDS
+        made_by = "; ".join(noted.read_text(encoding="utf-8").split("\n")[:-1]) if noted.exists() else "emask train"
         # what `checkpoint_of` cannot read off the graph, where it has become a part of other constants
         more = {"emask.net": json.dumps(state["config"]), "emask.fusion": json.dumps(generator.fusion.tolist())}
         entry = to_onnx(generator, "generator", folder / "generator.onnx", size, attributes, more)
-        entries["generator"] = {**entry, "training": "emask train --stage all", "attributes": list(ATTRIBUTES)}
+        entries["generator"] = {**entry, "training": made_by, "attributes": list(ATTRIBUTES)}
         if strengths:
             entries["generator"]["strengths"] = strengths
         entry = to_onnx(restorer, "restorer", folder / "restorer.onnx", size, attributes)
-        entries["restorer"] = {**entry, "training": "emask train --stage all"}
+        entries["restorer"] = {**entry, "training": made_by}
     if not entries:
         raise ModelError(f"{run} holds no trained weights", "run emask train first, or name another run folder")
     targets = sorted(p.stem for p in (folder / "targets").glob("*.jpg"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emask.attributes import ATTRIBUTES
 from emask.errors import TrainingError
-from emask.nets.discriminator import Discriminator
+from emask.nets.discriminator import Classifier
 from emask.train.data import Crops
 from emask.train.distill import to_float
 
@@ -97,12 +97,12 @@ def _read_table(path: Path) -> dict[str, list[float]] | None:
 
 
 def pseudo_labels(
-    discriminator: Discriminator, pixels: np.ndarray, labels: Tensor, bf16: bool = False, batch: int = 64
+    classifier: Classifier, pixels: np.ndarray, labels: Tensor, bf16: bool = False, batch: int = 64
 ) -> Tensor:
     """Labels for every photo: those it has, else the trained attribute classifier's.
 
     Args:
-        discriminator: of stage 1, on any device.
+        classifier: of stage 1, on any device; it is asked in evaluation mode.
         pixels: (N, S, S, 3) uint8 RGB.
         labels: (N, n) float32 in [-1, 1]; a row of zeros is a photo without labels.
         bf16: autocast to bfloat16.
@@ -116,9 +116,12 @@ def pseudo_labels(
         raise ValueError(f"{len(pixels)} photos and {len(labels)} rows of labels")
     result = labels.clone()
     unknown = torch.nonzero(~labels.any(1)).flatten().cpu()
-    device = next(discriminator.parameters()).device
+    device = next(classifier.parameters()).device
+    training = classifier.training
+    classifier.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         for part in unknown.split(batch):
-            _, logits = discriminator(to_float(pixels[part.numpy()]).to(device))
+            logits = classifier(to_float(pixels[part.numpy()]).to(device))
             result[part.to(labels.device)] = (2 * torch.sigmoid(logits.float()) - 1).to(labels)
+    classifier.train(training)
     return result

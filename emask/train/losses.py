@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -59,19 +61,25 @@ def roughness(change: Tensor, crop: Tensor) -> Tensor:
     return (weight * differences(change)).mean()
 
 
-def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, draws: Draws) -> Tensor:
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, draws: Draws) -> Tensor:
     """WGAN-GP (Gulrajani et al. 2017): (||grad critic(x)||_2 - 1)^2 between real and fake images."""
     share = draws.uniform(real.shape[0], 1, 1, 1).to(real)
     between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
-    score, _ = critic(between)
-    (grad,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+    (grad,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (grad.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def attribute(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (B, n) against labels (B, n) in [-1, 1]; one of zero is unknown and left out."""
+def attribute(logits: Tensor, labels: Tensor, on: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of logits (B, n) against labels (B, n) in [-1, 1]; one of zero is unknown and left out.
+
+    Args:
+        on: (n,) share of the labels that are on; where given, on and off weigh alike in each attribute, however rare
+            one of them is.
+    """
     each = nn.functional.binary_cross_entropy_with_logits(logits.float(), (labels + 1) / 2, reduction="none")
     known = (labels != 0).float()
+    if on is not None:
+        known = known * torch.where(labels > 0, 0.5 / on, 0.5 / (1 - on))
     return (each * known).sum() / known.sum().clamp(min=1)
 
 

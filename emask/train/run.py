@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from emask.nets.discriminator import Discriminator
 from emask.train.checkpoint import load
 from emask.train.config import TrainConfig
 from emask.train.dataset import TrainingSet
-from emask.train.export import checkpoint_of, editor_from, generator_from, restorer_from
+from emask.train.export import COMMANDS, checkpoint_of, editor_from, generator_from, restorer_from
 from emask.train.loop import Report, Run, run_stage
 from emask.train.place import Place
 from emask.train.stage import Setting, Stage
@@ -72,6 +72,21 @@ def starting_weights(start_from: Path) -> dict[str, Any]:
     return state
 
 
+def note_command(folder: Path, options: Mapping[str, object], anew: bool = False) -> None:
+    """Add to the run's `commands.txt` how it is trained, for the manifest of what is exported from it.
+
+    Args:
+        options: of `emask train`, by name; those that are None or False are left out, as is where things lie.
+        anew: forget what was noted before: another run begins in this folder.
+    """
+    words = ["emask train"]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words.append(f"--{name}" if value is True else f"--{name} {value}")
+    with (folder / COMMANDS).open("w" if anew else "a", encoding="utf-8") as file:
+        file.write(" ".join(words) + "\n")
+
+
 def open_stage(
     number: int, setting: Setting, folder: Path, start_from: Path | None = None,
     say: Callable[[str], None] = lambda line: None, edited: bool = False,
@@ -124,17 +139,19 @@ def _silent(share: float, line: str) -> None:
 
 def _mask_stage(setting: Setting, folder: Path, start_from: Path | None, edited: bool) -> MaskStage:
     state = load(folder / "stage1.pt", NEEDS_STAGE_1)
-    critic = Discriminator(len(state["critic"]["classifier.4.bias"]))
-    critic.load_state_dict(state["critic"])
+    if "discriminator" not in state:
+        raise TrainingError(f"{folder / 'stage1.pt'} is of an older version", NEEDS_STAGE_1)
+    discriminator = Discriminator(setting.config.net.attributes)
+    discriminator.load_state_dict(state["discriminator"])
     if start_from is None:
-        return MaskStage(setting, editor_from(state), critic)
+        return MaskStage(setting, editor_from(state), discriminator)
     # the sizes of the networks are those of the weights, whatever the preset says
     weights = starting_weights(start_from)
     if edited:
         editor = editor_from(state)
         fold_norms(editor)
         weights["generator"] = moved(weights["generator"], editor.state_dict())
-    return MaskStage(setting, editor_from(weights), critic, weights)
+    return MaskStage(setting, editor_from(weights), discriminator, weights)
 
 
 def moved(generator: dict[str, Tensor], editor: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emask.attributes import ATTRIBUTES
+from emask.attributes import ATTRIBUTES, HAIR_COLOURS
 from emask.nets.blocks import unfold_norms
-from emask.nets.discriminator import Discriminator
+from emask.nets.discriminator import Classifier, Discriminator
 from emask.nets.generator import Editor
 from emask.train import losses
 from emask.train.dataset import Batch
@@ -19,7 +19,36 @@ from emask.train.stage import Setting, Stage
 
 SAMPLES = 6  # faces in the sample picture
 SEEN_THROUGH = ("resize", "noise", "blur", "misalignment")  # what an edit has to survive to count
+FULL_RADIUS = 0.3  # share of the stage after which the classifier meets changes of the whole radius
+_HAIR = [ATTRIBUTES.index(name) for name in HAIR_COLOURS]
 CALIBRATION = 192  # crops over which the norms of trained weights are measured
+
+
+def adversary(
+    classifier: Classifier, image: Tensor, labels: Tensor, on: Tensor, radius: float, steps: int = 2
+) -> Tensor:
+    """Images changed against their labels, within an L2 ball: what the classifier has to see through.
+
+    A classifier trained on these has gradients that look like what it classifies (Santurkar et al. 2019, "Image
+    Synthesis with a Single (Robust) Classifier"), and to turn its answer takes a change larger than the ball. Projected
+    gradient ascent (Madry et al. 2018).
+
+    Args:
+        image: (B, 3, S, S) in [-1, 1].
+        labels, on: as for `losses.attribute`.
+        radius: of the ball, in [-1, 1] units over an image.
+
+    Returns:
+        (B, 3, S, S), without gradient.
+    """
+    change = torch.zeros_like(image)
+    for _ in range(steps):
+        change.requires_grad_(True)
+        loss = losses.attribute(classifier(image.detach() + change), labels, on)
+        (grad,) = torch.autograd.grad(loss, change)
+        length = grad.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        change = change.detach() + radius / steps * grad / length
+    return (image.detach() + change).clamp(-1, 1)
 
 
 class EditingStage(Stage):
@@ -43,14 +72,18 @@ class EditingStage(Stage):
             editor.train()
         self.discriminator = Discriminator(self.net.attributes)
         self.add("editor", self.editor)
-        self.add("critic", self.discriminator)
+        self.add("discriminator", self.discriminator)
         self.editor_parameters = list(self.editor.parameters())
+        self.critic, self.classifier = self.discriminator.critic, self.discriminator.classifier
         self.critic_parameters = list(self.discriminator.parameters())
         self.optimize("editor", self.editor_parameters, (0.5, 0.999))
         self.optimize("critic", self.critic_parameters, (0.5, 0.999))
         self.seen_through = tuple(distortion for distortion in self.pool if distortion.name in SEEN_THROUGH)
         self.labels = self.data.labels
         self.labelled_all = False
+        known = self.labels != 0
+        # how often each attribute is on; one that always is, or never, cannot be balanced
+        self.on = ((self.labels > 0).sum(0) / known.sum(0).clamp(min=1)).clamp(0.02, 0.98)
 
     def _like_training(self) -> tuple[Tensor, Tensor]:
         """Crops from all over the set, and labels as training gives them: on a third none, on a third others."""
@@ -69,50 +102,73 @@ class EditingStage(Stage):
         each = self.draws.uniform(*labels.shape).to(labels)
         return labels * torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, 0.0, (each < 0.5).to(labels.dtype)))
 
-    def classify(self, image: Tensor) -> Tensor:
-        """The classifier's logits, (B, n), of images after a part of the noise pool.
+    def wanted(self, labels: Tensor) -> Tensor:
+        """Labels b to edit to: on a third of the crops another photo's, in part; on the rest one or two attributes.
+
+        Other photos' labels are AttGAN's way. But rare attributes are hardly ever on in them, and a user asks for few:
+        so one, and in half of the crops a second, is switched on or off, the others being zeros, "as it is".
+        """
+        count = len(labels)
+        kind, second, values = (self.draws.uniform(count, n).to(labels) for n in (1, 1, 2))
+        which = (self.draws.uniform(count, 2) * labels.shape[1]).long().to(labels.device)
+        values = torch.where(values < 0.5, -1.0, 1.0)
+        values[:, 1:] *= second < 0.5
+        asked = torch.zeros_like(labels).scatter(1, which[:, 1:], values[:, 1:]).scatter(1, which[:, :1], values[:, :1])
+        for colour in _HAIR:  # a face has one at most
+            others = [other for other in _HAIR if other != colour]
+            asked[:, others] = torch.where((which[:, :1] == colour) & (values[:, :1] > 0), -1.0, asked[:, others])
+        return torch.where(kind < 1 / 3, self.partly(labels), asked)
+
+    def see(self, image: Tensor) -> Tensor:
+        """Images after a part of the noise pool, as the classifier is shown them, both real and edited ones.
 
         Without it the editor writes dots that only this classifier reads; what is still there after blur and noise is
         what people see.
         """
-        return self.discriminator(distort([image], self.draws, self.seen_through)[0])[1]  # type: ignore[no-any-return]
+        return distort([image], self.draws, self.seen_through)[0]
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         weights = self.config.weights
         if progress >= self.config.pseudo_from and not self.labelled_all:
-            self.labels = pseudo_labels(
-                self.discriminator, self.data.pixels.cpu().numpy(), self.labels, self.config.bf16
-            )
+            self.labels = pseudo_labels(self.classifier, self.data.pixels.cpu().numpy(), self.labels, self.config.bf16)
             self.labelled_all = True
         indices, crop = self.crops(batch)
         a = self.labels[indices]
         shuffled = torch.from_numpy(batch.indices)[self.draws.permutation(len(batch.indices))]
-        b = self.partly(self.labels[self.place.part(shuffled).to(self.place.device)])
+        b = self.wanted(self.labels[self.place.part(shuffled).to(self.place.device)])
         for number in range(self.config.critic_steps):
             with torch.no_grad(), self.place.autocast(self.config.bf16):
                 edited = self.editor(crop, b).float()
-            real_score, _ = self.discriminator(crop)
-            fake_score, _ = self.discriminator(edited)
-            classifier = losses.attribute(self.classify(crop), self.data.labels[indices])
-            distance = losses.wasserstein(real_score, fake_score)
+            distance = losses.wasserstein(self.critic(crop), self.critic(edited))
+            classifier = self._classify_real(crop, self.data.labels[indices], progress)
             critic_loss = distance + weights.classifier * classifier
             if (self.step_count * self.config.critic_steps + number) % self.config.penalty_every == 0:
-                penalty = losses.gradient_penalty(self.discriminator, crop, edited, self.draws)
+                penalty = losses.gradient_penalty(self.critic, crop, edited, self.draws)
                 critic_loss = critic_loss + weights.gradient_penalty * penalty
             self.update(critic_loss, ("critic", self.critic_parameters))
         with self.place.autocast(self.config.bf16):
             features = self.editor.encoder(crop)
             edited, _ = self.editor.decoder(features, b)
             rebuilt, _ = self.editor.decoder(features, self.partly(a))
-            score, _ = self.discriminator(edited)
-            logits = self.classify(edited)
+            score = self.critic(edited)
+            logits = self.classifier.eval()(self.see(edited))
         terms = {
             "reconstruction": losses.reconstruction(rebuilt, crop),
             "editing": losses.attribute(logits, b),
+            "kept": losses.attribute(logits, torch.where(b == 0, a, 0.0)),
             "realism": -score.float().mean(),
         }
         self.update(self.weighted(terms), ("editor", self.editor_parameters))
         return {"wasserstein": distance, "classifier": classifier, **terms}
+
+    def _classify_real(self, crop: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """The classifier's own loss, on crops changed against their labels."""
+        seen = self.see(crop)
+        radius = self.config.robust * min(1.0, progress / FULL_RADIUS)
+        with self.place.autocast(self.config.bf16):
+            if radius > 0:
+                seen = adversary(self.classifier.eval(), seen, labels, self.on, radius)
+            return losses.attribute(self.classifier.train()(seen), labels, self.on)
 
     def samples(self) -> dict[str, list[Tensor]]:
         """Original, rebuilt, then three attributes switched on."""

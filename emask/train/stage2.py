@@ -28,27 +28,28 @@ class MaskStage(MaskingStage):
     Args:
         setting: data, settings, place and surrogates.
         editor: stage 1's E and D, in evaluation mode.
-        critic: stage 1's discriminator.
+        discriminator: stage 1's; its critic learns on.
         weights: state of generator and restorer to begin with instead of copies of the editor.
     """
 
     number = 2
 
     def __init__(
-        self, setting: Setting, editor: Editor, critic: Discriminator, weights: dict[str, Any] | None = None
+        self, setting: Setting, editor: Editor, discriminator: Discriminator, weights: dict[str, Any] | None = None
     ) -> None:
         super().__init__(setting)
         self.net = editor.config
-        self.generator, self.restorer, self.critic = Generator(editor), Restorer(editor), critic
+        self.generator, self.restorer = Generator(editor), Restorer(editor)
+        self.discriminator = discriminator.eval().requires_grad_(False)
         if weights is not None:
             self.generator.load_state_dict(weights["generator"])
             self.restorer.load_state_dict(weights["restorer"])
         self.add("generator", self.generator)
         self.add("restorer", self.restorer)
-        self.add("critic", self.critic)
+        self.add("discriminator", self.discriminator)
         self.theta = self.generator.trainable()
         self.restorer_parameters = list(self.restorer.parameters())
-        self.critic_parameters = list(self.critic.parameters())
+        self.critic_parameters = list(self.discriminator.critic.requires_grad_().parameters())
         self.optimize("generator", self.theta, (0.9, 0.99))
         self.optimize("restorer", self.restorer_parameters, (0.9, 0.99))
         self.optimize("critic", self.critic_parameters, (0.5, 0.999))
@@ -111,10 +112,9 @@ class MaskStage(MaskingStage):
         }
         if config.weights.critic:
             with place.autocast(config.bf16):
-                score, logits = self.critic(protected)
-            terms["critic"] = -score.float().mean()
-            if request.edit:
-                terms["attribute"] = losses.attribute(logits, request.b)
+                terms["critic"] = -self.discriminator.critic(protected).float().mean()
+                if request.edit:
+                    terms["attribute"] = losses.attribute(self.discriminator.classifier(protected), request.b)
         parts = [("generator", self.theta)]
         if phase.restorer:
             k = self.step_count % len(self.surrogates)
@@ -129,8 +129,9 @@ class MaskStage(MaskingStage):
         return {**terms, **cosines, "psnr": psnr}
 
     def _train_critic(self, crop: Tensor, protected: Tensor) -> None:
-        loss = losses.wasserstein(self.critic(crop)[0], self.critic(protected)[0])
-        penalty = losses.gradient_penalty(self.critic, crop, protected, self.draws)
+        critic = self.discriminator.critic
+        loss = losses.wasserstein(critic(crop), critic(protected))
+        penalty = losses.gradient_penalty(critic, crop, protected, self.draws)
         self.update(loss + self.config.weights.gradient_penalty * penalty, ("critic", self.critic_parameters))
 
     def extra(self) -> dict[str, Any]:

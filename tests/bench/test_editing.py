@@ -32,8 +32,8 @@ def patch(attribute: int) -> tuple:
 class Reader(nn.Module):
     """A classifier that reads the squares."""
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return image.mean((1, 2, 3)), torch.stack([image[patch(i)].mean((1, 2, 3)) for i in range(COUNT)], 1)
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.stack([image[patch(i)].mean((1, 2, 3)) for i in range(COUNT)], 1)
 
 
 def paint(image: Tensor, values: Tensor) -> Tensor:
@@ -96,10 +96,10 @@ def test_an_editor_that_ignores_labels_scores_like_the_baseline(pixels: np.ndarr
 
 def test_a_real_editor_whose_labels_are_cut_off(pixels: np.ndarray, known: Tensor) -> None:
     torch.manual_seed(0)
-    editor, discriminator = Editor(CONFIG).eval(), Discriminator(COUNT, (4, 4, 4)).eval()
+    editor, classifier = Editor(CONFIG).eval(), Discriminator(COUNT, (4, 4, 4)).classifier.eval()
     with torch.no_grad():
         editor.decoder.layers[0].conv.weight[:, :COUNT] = 0.0  # type: ignore[index, operator, union-attr]
-    document = measure(editor, discriminator, pixels, known)
+    document = measure(editor, classifier, pixels, known)
     for name in ATTRIBUTES:
         assert value(document, name, "edited") == value(document, name, "rebuilt")
         assert value(document, name, "protect") == value(document, name, "unedited")
@@ -163,7 +163,7 @@ def checkpoint(tmp_path: Path) -> Path:
     config = NetConfig(widths=(4, 6, 8, 8), hidden=8)
     state = {
         "config": config.to_dict(), "editor": Editor(config).state_dict(),
-        "critic": Discriminator(COUNT, (4, 6, 8, 8)).state_dict(), "step": 7,
+        "discriminator": Discriminator(COUNT, (4, 6, 8, 8)).state_dict(), "step": 7,
     }  # fmt: skip
     path = tmp_path / "run" / "stage1.pt"
     path.parent.mkdir()
@@ -203,7 +203,7 @@ def test_what_is_no_checkpoint_of_stage_one_is_refused(
 ) -> None:
     Image.fromarray(scene).save(tmp_path / "scene.png")
     other = tmp_path / "stage2.pt"
-    torch.save({"config": {}, "generator": {}, "critic": {}}, other)
+    torch.save({"config": {}, "generator": {}, "discriminator": {}}, other)
     for run, code, said in (
         (other, 5, "no checkpoint of stage 1"),
         (tmp_path / "gone.pt", 1, "does not exist"),
@@ -212,5 +212,5 @@ def test_what_is_no_checkpoint_of_stage_one_is_refused(
         output = tmp_path / "out.png"
         assert editing.main(["--run", str(run), str(tmp_path / "scene.png"), "-o", str(output)]) == code
         assert said in capsys.readouterr().err and not output.exists()
-    editor, discriminator, step = load_stage1(checkpoint)
-    assert not editor.training and not discriminator.training and step == 7
+    editor, classifier, step = load_stage1(checkpoint)
+    assert not editor.training and not classifier.training and step == 7

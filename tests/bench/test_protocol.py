@@ -16,6 +16,7 @@ from emask.bench.table import render
 from emask.errors import UsageError
 from emask.face.align import INNER, MARGIN
 from emask.face.detect import Detector, Face
+from emask.handling import choose
 from emask.recognize import Recognizer
 from emask.recognize.cards import Card
 
@@ -99,6 +100,10 @@ def test_a_mask_that_does_nothing(selection: Selection, judge: Recognizer, detec
             assert figures[figure] == figures[figure + "_clean"]
         assert figures["impersonation_given"]["0.1"]["value"] < 0.6
         assert figures["dodging_same"]["0.1"]["value"] == 0.0
+    found = result["identification"]["judge"]
+    assert found["gallery"]["people"] == 6 and found["gallery"]["distractors"] == 0
+    assert found["figures"]["targeted"] == found["figures"]["targeted_clean"]
+    assert found["figures"]["untargeted"]["1"]["value"] < 1.0
     for entry in result["erasing"].values():
         figures = entry["recognizers"]["judge"]
         assert figures["reverified_same"] == figures["reverified_same_clean"]
@@ -114,11 +119,38 @@ def test_a_mask_that_pastes_the_target(
         figures = entry["recognizers"]["judge"]
         assert figures["impersonation_given"]["0.1"]["value"] == 1.0
         assert entry["before_jpeg"]["psnr_mean"] < 30
+    found = result["identification"]["judge"]["figures"]
+    assert found["targeted"]["1"]["value"] > found["targeted_clean"]["1"]["value"]
+    assert found["untargeted"]["1"]["value"] > 0.5 and found["identified_restored"]["1"]["value"] < 0.5
     # the mask was never taken off
     for entry in result["erasing"].values():
         assert entry["recognizers"]["judge"]["erased"]["0.1"]["value"] == 0.0
     assert result["summary"]["0.1"]["judge"]["targets_at_90"] == 1
     assert len(list(tmp_path.rglob("*.jpg"))) == 4 * (1 + 2 + 2)
+
+
+def test_handled_files_are_judged_as_they_come_out(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path
+) -> None:
+    """The face is found again in the turned photo and in the darkened one nobody can see; the clean photos' beside."""
+    handlings = choose(["jpeg:75", "rotate:10", "brightness:0"], "")
+    result = run(ORACLE, selection, [], [judge], tmp_path, detector, fars=FARS, handlings=handlings)
+    handled = result["handling"]
+    assert list(handled) == ["jpeg:75", "rotate:10", "brightness:0"]
+    for name in ("jpeg:75", "rotate:10"):
+        figures = handled[name]["recognizers"]["judge"]
+        assert handled[name]["not_found"] == handled[name]["not_found_clean"] == 0
+        assert figures["impersonation_given"]["0.1"]["value"] > figures["impersonation_given_clean"]["0.1"]["value"]
+        assert figures["erased"]["0.1"]["value"] <= 0.25 < figures["erased_clean"]["0.1"]["value"]  # never taken off
+        assert figures["reverified_same_clean"]["0.1"]["value"] == 1.0
+    # a photo of another size cannot be compared pixel by pixel
+    assert handled["jpeg:75"]["clean"]["psnr_mean"] > 30 and "clean" not in handled["rotate:10"]
+    assert handled["brightness:0"]["not_found"] == handled["brightness:0"]["not_found_clean"] == 4
+    figures = handled["brightness:0"]["recognizers"]["judge"]
+    assert not any(entry["0.1"]["value"] for entry in figures.values())
+    table = render({**result, "settings": {"quality": 90, "strength": "medium", "w": 0.0, "eps": 9.0, "seed": 0,
+                                           "engine": "none", "refine": 20}})  # fmt: skip
+    assert "| rotate:10 |" in table and "20 refining steps" in table
 
 
 def test_a_mask_that_destroys_the_face_is_no_success(

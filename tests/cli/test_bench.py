@@ -128,6 +128,35 @@ def test_a_run_writes_document_and_table(models: Path, data: Path, judges: Path,
     assert "blocks" in (tmp_path / "out" / "bench.md").read_text()
 
 
+def test_the_scores_expose_methods_that_do_nothing(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """Protecting nothing scores as clean photos do; a grey square satisfies no figure, though it matches no target."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--faces", "4", "--unseen-targets", "2", "--json"]
+    documents = {}
+    for method in ("nothing", "grey-square"):
+        result = CliRunner().invoke(app, [*always, "--device", "cpu", "--method", method, "--handling", "jpeg:75"])
+        assert result.exit_code == 0, result.output
+        documents[method] = json.loads(result.stdout)
+        assert documents[method]["settings"]["method"] == method and documents[method]["models"] == {}
+        assert list(documents[method]["handling"]) == ["jpeg:75"]
+        figures = documents[method]["unseen"]["recognizers"]["blocks"]
+        for figure in ("impersonation_given", "impersonation_other", "dodging_other", "dodging_same"):
+            assert figures[figure] == figures[f"{figure}_clean"]
+    erased = [d["erasing"]["unseen targets"] for d in documents.values()]
+    same = [entry["recognizers"]["blocks"]["reverified_same"]["0.01"]["value"] for entry in erased]
+    assert same[0] > same[1] == 0.0
+    assert erased[1]["restored"]["psnr_mean"] < 20
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"), [("--method", "photoshop", "no method"), ("--handling", "jpeg:999", "out of range")]
+)
+def test_unknown_methods_and_handlings_are_refused(
+    models: Path, data: Path, judges: Path, option: str, value: str, said: str
+) -> None:
+    result = CliRunner().invoke(app, ["--data", str(data), "--recognizers", str(judges), option, value])
+    assert result.exit_code == 2 and said in result.output
+
+
 def test_too_few_people_is_a_usage_error(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     for name in ("inesa", "junea", "kiraa", "liama"):

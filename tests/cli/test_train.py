@@ -83,6 +83,11 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
 
     capsys.readouterr()
     assert main(["export", "runs/new/smoke", "-o", "exported"]) == 0
+    manifest = json.loads(Path("exported/manifest.json").read_text())
+    first, *_, last = manifest["models"]["restorer"]["training"].split("; ")
+    assert first == "emask train --stage all --preset smoke"
+    assert last.startswith("emask train --stage 2 --preset smoke --target june_1.jpg --attack meta")
+    assert str(work) not in manifest["models"]["generator"]["training"]
     assert {"generator.onnx", "restorer.onnx", "manifest.json"} <= {path.name for path in Path("exported").iterdir()}
     assert main(["train", "--stage", "2", "--start-from", "exported", *arguments]) == 0
     again = ["--preset", "smoke", "--run", "runs/again", "--device", "cpu"]
@@ -94,8 +99,14 @@ def test_the_ablation_and_the_speed_report_run(
 ) -> None:
     folders = ["--data", str(data), "--recognizers", str(recognizers), "--preset", "smoke", "--device", "cpu"]
     assert ablation.main([*folders, "--run", "runs/ablation", "--only", "as the preset", "--noise none"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == ["| clean photos", "| as the preset", "| --noise none"]
+    trained = work / "runs/ablation/seed0/noise-none/stage3.pt"
+    before = trained.stat().st_mtime_ns
+    arguments = [*folders, "--run", "runs/ablation", "--resume", "--only", "as the preset", "--noise none"]
+    assert ablation.main(arguments) == 0
+    assert capsys.readouterr().out == printed and trained.stat().st_mtime_ns == before
     # one stage 1 for all variants: they differ in what comes after
     stages = {(work / f"runs/ablation/seed0/{name}/stage1.pt").read_bytes() for name in ("as-the-preset", "noise-none")}
     assert len(stages) == 1

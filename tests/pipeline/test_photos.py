@@ -28,7 +28,7 @@ from emask.pipeline.protect import (
     psnr,
     target_crop,
 )
-from emask.pipeline.verify import parse_operations, verify_photos
+from emask.pipeline.verify import verify_photos
 from emask.results import FaceProtection, FileResult, RunResult
 
 THRESHOLDS = {"0.1": 0.2, "0.01": 0.4, "0.001": 0.6}
@@ -185,13 +185,6 @@ def test_verify(face: np.ndarray, detector: Detector, recognizer: ShippedRecogni
     assert result.comparisons[0].verdict == "same person" and "same pixels" in result.notes[0]
     weaker = verify_photos(photo, photo, [recognizer], detector=detector, after="jpeg:20,resize:160,blur:1")
     assert weaker.comparisons[0].cosine < 1 - 1e-5 and not weaker.notes
-
-
-def test_operations() -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (50, 100, 3)).astype(np.uint8)
-    resize, webp = parse_operations("resize:40, webp:80")
-    assert resize(pixels).shape == (20, 40, 3) and webp(pixels).shape == pixels.shape
-    assert parse_operations("resize:4000")[0](pixels).shape == pixels.shape and parse_operations("") == []
 
 
 def test_a_batch_keeps_its_order_in_small_chunks(

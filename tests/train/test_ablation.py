@@ -31,7 +31,7 @@ def changed(one: TrainConfig, other: TrainConfig) -> set[str]:
 def test_each_variant_changes_one_thing_of_the_preset() -> None:
     small = preset("small")
     made = variants(small)
-    assert set(VARIANTS) - set(made) == {"--attack meta"}  # which the preset has already
+    assert set(VARIANTS) - set(made) == {"--attack ensemble"}  # which the preset has already
     assert made["as the preset"] == small
     for name, config in made.items():
         assert changed(small, config) == CHANGES.get(name, set()), name

@@ -10,7 +10,7 @@ import torch
 
 from emask.attributes import ATTRIBUTES
 from emask.errors import TrainingError
-from emask.nets.discriminator import Discriminator
+from emask.nets.discriminator import Classifier, Discriminator
 from emask.train.data import Crops
 from emask.train.distill import to_float
 from emask.train.labels import from_scores, pseudo_labels, read_labels
@@ -79,9 +79,9 @@ def test_a_value_that_is_no_label_is_refused_with_its_line(tmp_path: Path, value
 
 
 @pytest.fixture
-def classifier() -> Discriminator:
+def classifier() -> Classifier:
     torch.manual_seed(0)
-    return Discriminator(len(ATTRIBUTES), (4, 4, 4, 4))
+    return Discriminator(len(ATTRIBUTES), (4, 4, 4, 4)).classifier.eval()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def pixels() -> np.ndarray:
 
 
 def test_the_classifier_labels_what_has_none_and_touches_nothing_else(
-    classifier: Discriminator, pixels: np.ndarray
+    classifier: Classifier, pixels: np.ndarray
 ) -> None:
     labels = torch.zeros(5, len(ATTRIBUTES))
     labels[1] = -1.0
@@ -100,21 +100,21 @@ def test_the_classifier_labels_what_has_none_and_touches_nothing_else(
     torch.testing.assert_close(labels, before, atol=0, rtol=0)
     torch.testing.assert_close(result[[1, 3]], before[[1, 3]], atol=0, rtol=0)
     with torch.no_grad():
-        logits = classifier(to_float(pixels))[1]
+        logits = classifier(to_float(pixels))
     wanted = 2 * torch.sigmoid(logits) - 1
     torch.testing.assert_close(result[[0, 2, 4]], wanted[[0, 2, 4]])
     assert not torch.allclose(result[1], wanted[1]) and not result.requires_grad
 
 
-def test_labels_follow_the_classifier(classifier: Discriminator, pixels: np.ndarray) -> None:
+def test_labels_follow_the_classifier(classifier: Classifier, pixels: np.ndarray) -> None:
     with torch.no_grad():
-        classifier.classifier[-1].bias.copy_(torch.linspace(-9, 9, len(ATTRIBUTES)))  # type: ignore[operator, union-attr]
+        classifier[-1].bias.copy_(torch.linspace(-9, 9, len(ATTRIBUTES)))  # type: ignore[operator, union-attr]
     result = pseudo_labels(classifier, pixels, torch.zeros(5, len(ATTRIBUTES)), bf16=True)
     assert result.dtype == torch.float32 and float(result.abs().max()) <= 1
     assert (result[:, 0] < -0.9).all() and (result[:, -1] > 0.9).all()
 
 
-def test_nothing_to_label(classifier: Discriminator, pixels: np.ndarray) -> None:
+def test_nothing_to_label(classifier: Classifier, pixels: np.ndarray) -> None:
     labels = torch.ones(5, len(ATTRIBUTES))
     torch.testing.assert_close(pseudo_labels(classifier, pixels, labels), labels)
     with pytest.raises(ValueError, match="5 photos and 4 rows"):

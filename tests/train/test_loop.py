@@ -251,17 +251,17 @@ def test_exported_graphs_hold_the_checkpoints_weights(run: Path, exported: Path)
 def test_stage_two_begins_with_exported_graphs_or_a_checkpoint(
     training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, exported: Path
 ) -> None:
-    """The sizes of the networks are those of the weights; the critic is stage 1's."""
+    """The sizes of the networks are those of the weights; the discriminator is stage 1's."""
     wider = replace(tiny_config, net=replace(tiny_config.net, widths=(8, 8, 8, 8)))
     setting = Setting(training_set, wider, Place(), surrogates)
     state = checkpoint.load(run / "stage3.pt", "")
-    critic = checkpoint.load(run / "stage1.pt", "")["critic"]
+    trained = checkpoint.load(run / "stage1.pt", "")["discriminator"]
     for start in (exported, run / "stage3.pt"):
         stage = open_stage(2, setting, run, start_from=start)
         for kind in ("generator", "restorer"):
             for name, value in stage.modules[kind].state_dict().items():
                 torch.testing.assert_close(value, state[kind][name], atol=1e-6, rtol=0)
-        assert same(stage.modules["critic"].state_dict(), critic)
+        assert same(stage.modules["discriminator"].state_dict(), trained)
         stage.step(0.6)
         assert stage.state(0.0)["config"] == tiny_config.net.to_dict()
     with pytest.raises(TrainingError, match="no generator and restorer"):

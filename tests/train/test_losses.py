@@ -107,6 +107,16 @@ def test_wasserstein_lifts_real_scores_and_lowers_those_of_fakes() -> None:
     assert (descend(lambda x: losses.wasserstein(real, x), fake) < fake).all()
 
 
+def test_rare_attributes_can_weigh_as_much_as_common_ones() -> None:
+    """One photo of ten is on: balanced, saying no to all costs as much as saying yes to all."""
+    labels = torch.full((10, 1), -1.0)
+    labels[0] = 1.0
+    on = torch.tensor([0.1])
+    no, yes = (losses.attribute(torch.full((10, 1), z), labels, on) for z in (-2.0, 2.0))
+    assert float(no) == pytest.approx(float(yes), rel=1e-5)
+    assert losses.attribute(torch.full((10, 1), -2.0), labels) < losses.attribute(torch.full((10, 1), 2.0), labels)
+
+
 class Linear(torch.nn.Module):
     """A critic whose gradient is known: score = slope * sum of pixels."""
 
@@ -114,8 +124,8 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.slope = torch.nn.Parameter(torch.tensor(slope))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.slope * x.sum((1, 2, 3)), x
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * x.sum((1, 2, 3))
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
@@ -130,14 +140,13 @@ def test_gradient_penalty_of_a_linear_critic(slope: float) -> None:
 
 
 def test_gradient_penalty_looks_between_real_and_fake() -> None:
-    class Square(torch.nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x.square().sum((1, 2, 3)) / 2, x  # the gradient is x itself
+    def square(x: Tensor) -> Tensor:
+        return x.square().sum((1, 2, 3)) / 2  # the gradient is x itself
 
     share = Draws(3).uniform(2, 1, 1, 1)
     real, fake = torch.ones(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
     by_hand = ((share.flatten() * 12**0.5 - 1) ** 2).mean()
-    assert losses.gradient_penalty(Square(), real, fake, Draws(3)).item() == pytest.approx(float(by_hand), rel=1e-5)
+    assert losses.gradient_penalty(square, real, fake, Draws(3)).item() == pytest.approx(float(by_hand), rel=1e-5)
 
 
 def test_pixels_is_mean_absolute_plus_root_mean_square_of_each_image() -> None:

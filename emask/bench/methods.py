@@ -1,0 +1,79 @@
+"""What `emask bench --method` can measure beside emask: its peers, and what every score has to expose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emask.bench.peers import PEERS, Peer
+from emask.bench.peers.similarity import Recognizer
+from emask.bench.protocol import Method
+from emask.errors import UsageError
+from emask.face.align import INNER
+
+EMASK = "emask"
+# Protects nothing, and erases nothing: what scores well with it scores the photo.
+NOTHING = "nothing"
+# Pushes no face anywhere and "restores" by a grey square, which the paper's erasure rate is content with.
+GREY_SQUARE = "grey-square"
+# Faces a peer works on at once.
+BATCH = 16
+
+
+def method_names() -> list[str]:
+    """All that `--method` takes; "sibling" needs an attribute classifier and is left to Python."""
+    return [EMASK, NOTHING, GREY_SQUARE, *(name for name in PEERS if name != "sibling")]
+
+
+def _pixels(squares: np.ndarray) -> np.ndarray:
+    """A target "embedded" as its (B, 3, 112, 112) pixels themselves, for methods that want to see it."""
+    return squares.reshape(len(squares), -1)
+
+
+def peer_method(peer: Peer, surrogates: Sequence[Recognizer], tick: Callable[[int], None] | None = None) -> Method:
+    """A peer under the photo protocol. It cannot be erased.
+
+    Args:
+        surrogates: white boxes it descends on.
+        tick: called with the faces done since the last call.
+    """
+    import torch
+
+    def protect(crops: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        wanted = np.broadcast_to(targets, (len(crops), targets.shape[-1]))
+        distinct, which = np.unique(wanted, axis=0, return_inverse=True)
+        result = np.zeros_like(crops)
+        for number, pixels in enumerate(distinct):
+            photo = torch.from_numpy(pixels.reshape(1, 3, INNER, INNER).astype(np.float32))
+            rows = np.flatnonzero(which.reshape(-1) == number)
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH]
+                result[part] = peer(torch.from_numpy(crops[part]), photo, surrogates).numpy()
+                if tick:
+                    tick(len(part))
+        return result
+
+    return Method(protect, None, _pixels)
+
+
+def baseline(name: str) -> Method:
+    """NOTHING or GREY_SQUARE."""
+    erase = np.zeros_like if name == NOTHING else np.negative
+    return Method(lambda crops, targets: np.zeros_like(crops), erase, _pixels)
+
+
+def method_of(name: str, surrogates: Callable[[], Sequence[Recognizer]]) -> Method:
+    """A baseline or a peer by name, with the parameters of its file.
+
+    Args:
+        surrogates: opens them; called for peers only.
+
+    Raises:
+        UsageError: no such method.
+    """
+    if name in (NOTHING, GREY_SQUARE):
+        return baseline(name)
+    if name not in method_names() or name == EMASK:
+        raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
+    return peer_method(PEERS[name](), surrogates())
