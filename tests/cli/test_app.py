@@ -181,7 +181,7 @@ REFUSED = [
     (["erase", "photos", "--key", "restorer", "--reference", "nobody.jpg"], 2, "reference"),
     (["verify", "tgt.jpg", "nobody.jpg"], 2, "no such file"),
     (["verify", "tgt.jpg", "photos/scene.png"], 3, "no face found"),
-    (["verify", "tgt.jpg", "tgt.jpg", "--after", "rotate:3"], 2, "rotate"),
+    (["verify", "tgt.jpg", "tgt.jpg", "--after", "spin:3"], 2, "rotate"),
     (["verify", "tgt.jpg", "tgt.jpg", "--after", "jpeg:0"], 2, "out of range"),
     (["verify", "tgt.jpg", "tgt.jpg", "--after", "jpeg:x"], 2, "number"),
     (["verify", "tgt.jpg", "tgt.jpg", "--recognizer", "missing.onnx"], 5, "missing.onnx"),
