@@ -19,6 +19,11 @@ class EmaskError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def line(self) -> str:
+        """Message and hint in one line, as the `python -m` programs print them."""
+        return f"error: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
 
 class UsageError(EmaskError):
     """The command line asks for something that cannot be."""

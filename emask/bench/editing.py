@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
             print(render(document), end="")
     except EmaskError as error:
-        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,18 +18,12 @@ from emask.engine import Engine, open_engine, refined, to_grey_levels, to_networ
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
+from emask.handling import Operation
 from emask.images import load_photo
 from emask.pipeline.protect import target_crop
 
 TILE = 256  # pixels, side of a face in the picture
 ROWS = ("original", "protected", "change x10", "restored")
-
-
-def through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """What (H, W, 3) uint8 pixels look like after a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
 
 
 def four_tiles(
@@ -58,7 +51,7 @@ def four_tiles(
     transform = estimate(points)
     crop = to_network(align(photo, transform)[None])
     change = to_grey_levels(engine.protect(crop, target, w=w, eps=eps))[0]
-    protected = through_jpeg(paste_change(photo, change, transform), quality)
+    protected = Operation("jpeg", quality)(paste_change(photo, change, transform))
     again = estimate(transform_of(protected)[0])
     back = to_grey_levels(engine.erase(to_network(align(protected, again)[None])))[0]
     restored = paste_change(protected, back, again)

@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_bytes(output, content.encode("utf-8", "replace"), force=True)
         print(output)
     except EmaskError as error:
-        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from emask.engine import Device, Engine
 from emask.engine.torch import convert
-from emask.face.align import INNER, MARGIN
-from emask.nets.blocks import feather_window
+from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
 from emask.train.noise import Redetection, moved
 
@@ -48,71 +46,6 @@ class Refinement:
     pixels: float = 6.5
     identity: float = 0.3
     noise: float = 0.03
-
-
-def refine(
-    crop: Tensor, edit: Tensor, change: Tensor, target: Tensor, embed: Callable[[Tensor], Tensor],
-    restorer: Callable[[Tensor], Tensor] | None, settings: Refinement, seed: int,
-) -> Tensor:  # fmt: skip
-    """Changes whose masks are refined; no face's depends on the others.
-
-    Args:
-        crop: (B, 3, S, S) float32 in [-1, 1].
-        edit, change: (B, 3, S, S) float32: what to leave as it is, and that with the mask to begin with.
-        target: (B, D) float32 unit embeddings, as `embed` gives them.
-        embed: differentiable, (B, 3, S, S) to (B, D).
-        restorer: differentiable, a protected crop to the change that takes its mask off; None leaves its terms out.
-        seed: of the noise and of the small movements, alike for all faces.
-
-    Returns:
-        (B, 3, S, S) float32, without gradient; crop + change lies in [-1, 1], and no mask is larger than it was.
-    """
-    count = len(crop)
-    start = change - edit
-    budget = start.square().sum((1, 2, 3)).sqrt()
-    window = feather_window(crop.shape[-1]).to(crop)
-    with torch.no_grad():
-        owner = embed(crop)
-    generator = torch.Generator().manual_seed(seed)
-    redetection = Redetection()
-
-    def again(images: list[Tensor], spread: float, mode: str) -> list[Tensor]:
-        angle, zoom, right, down = (spread * torch.randn(4, generator=generator)).tolist()
-        shift = 2 * redetection.shift / 128
-        angle, zoom = math.radians(redetection.degrees) * angle, math.exp(redetection.zoom * zoom)
-        a, z, r, d = (crop.new_full((count, 1, 1), x) for x in (angle, zoom, shift * right, shift * down))
-        return moved(images, a, z, r, d, mode)
-
-    def masked(mask: Tensor) -> Tensor:
-        """The change: grey, feathered, within the budget, the result within [-1, 1]."""
-        grey = mask.expand(-1, 3, -1, -1) * window
-        norm = torch.sqrt(grey.square().sum((1, 2, 3)) + 1e-12)
-        grey = grey * (budget / norm).clamp(max=1.0).view(-1, 1, 1, 1)
-        return (crop + edit + grey).clamp(-1, 1) - crop
-
-    # the generator's mask carries the window already: what is refined is added to it
-    mask = (start.mean(1, keepdim=True) / window.clamp(min=0.05)).detach().requires_grad_(True)
-    optimizer = torch.optim.Adam([mask], lr=settings.lr)
-    for _ in range(settings.steps):
-        protected = crop + masked(mask)
-        (seen,) = again([protected], 2.0, "bilinear")
-        noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
-        embedding = embed(seen + settings.noise * noise)
-        loss = losses.toward(embedding, target, settings.reach)
-        loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
-        loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
-        if restorer is not None and (settings.pixels or settings.identity):
-            found, wanted = again([protected, crop + edit], 1.0, "bicubic")
-            found = found.clamp(-1, 1)
-            restored = found + restorer(found)
-            loss = loss + settings.pixels * losses.pixels(restored, wanted)
-            if settings.identity:  # a pass through the recognizer
-                loss = loss + settings.identity * losses.identity(embed(restored), owner)
-        # the terms are means over the faces; their sum leaves each face its own gradient
-        (mask.grad,) = torch.autograd.grad(count * loss, [mask])
-        optimizer.step()
-    with torch.no_grad():
-        return masked(mask)
 
 
 WITHOUT = "use --refine 0 to do without"
@@ -147,6 +80,7 @@ class RefiningEngine:
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         self._recognizer = convert(recognizer, self._device, WITHOUT)[0]
         self._restorer = None if restorer is None else convert(restorer, self._device, WITHOUT)[0]
+        self._window = torch.from_numpy(feather())[None, None].to(self._device)
 
     def protect(
         self,
@@ -189,7 +123,51 @@ class RefiningEngine:
 
     def _refine(self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor) -> np.ndarray:
         """(B, 3, S, S) crops, edits and changes, (B, D) targets, to (B, 3, S, S) changes."""
-        # the same photo gets the same mask every time
-        return np.asarray(
-            refine(crop, edit, change, target, self._embed, self._restorer, self.refinement, seed=0).cpu().numpy()
-        )
+        settings = self.refinement
+        count = len(crop)
+        start = change - edit
+        budget = start.square().sum((1, 2, 3)).sqrt()
+        with torch.no_grad():
+            owner = self._embed(crop)
+        # seeded, and alike for all faces of a batch: the same photo gets the same mask every time
+        generator = torch.Generator().manual_seed(0)
+        redetection = Redetection()
+
+        def again(images: list[Tensor], spread: float, mode: str) -> list[Tensor]:
+            angle, zoom, right, down = (spread * torch.randn(4, generator=generator)).tolist()
+            shift = 2 * redetection.shift / 128
+            angle, zoom = math.radians(redetection.degrees) * angle, math.exp(redetection.zoom * zoom)
+            a, z, r, d = (crop.new_full((count, 1, 1), x) for x in (angle, zoom, shift * right, shift * down))
+            return moved(images, a, z, r, d, mode)
+
+        def masked(mask: Tensor) -> Tensor:
+            """The change: grey, feathered, within the budget, the result within [-1, 1]."""
+            grey = mask.expand(-1, 3, -1, -1) * self._window
+            norm = torch.sqrt(grey.square().sum((1, 2, 3)) + 1e-12)
+            grey = grey * (budget / norm).clamp(max=1.0).view(-1, 1, 1, 1)
+            return (crop + edit + grey).clamp(-1, 1) - crop
+
+        # the generator's mask carries the window already: what is refined is added to it
+        first = start.mean(1, keepdim=True) / self._window.clamp(min=0.05)
+        mask = first.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([mask], lr=settings.lr)
+        for _ in range(settings.steps):
+            protected = crop + masked(mask)
+            (seen,) = again([protected], 2.0, "bilinear")
+            noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
+            embedding = self._embed(seen + settings.noise * noise)
+            loss = losses.toward(embedding, target, settings.reach)
+            loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
+            loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
+            if self._restorer is not None and (settings.pixels or settings.identity):
+                found, wanted = again([protected, crop + edit], 1.0, "bicubic")
+                found = found.clamp(-1, 1)
+                restored = found + self._restorer(found)
+                loss = loss + settings.pixels * losses.pixels(restored, wanted)
+                if settings.identity:  # a pass through the recognizer
+                    loss = loss + settings.identity * losses.identity(self._embed(restored), owner)
+            # the terms are means over the faces; their sum leaves each face its own gradient
+            (mask.grad,) = torch.autograd.grad(count * loss, [mask])
+            optimizer.step()
+        with torch.no_grad():
+            return np.asarray(masked(mask).cpu().numpy())

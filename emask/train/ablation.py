@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = _run(options)
     except EmaskError as error:
-        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return error.exit_code
     print(table(rows))
     return 0

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(measure(options.data, options.recognizers, options.preset, options.steps, options.device))
     except EmaskError as error:
-        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return error.exit_code
     return 0
 

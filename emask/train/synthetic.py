@@ -414,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             print(f"{name}: {len(contributors)} contributors" + "".join(f"; {part}" for part in parts), flush=True)
     except TrainingError as error:
-        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return error.exit_code
     return 0
 

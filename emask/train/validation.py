@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from emask.attributes import ATTRIBUTES
 from emask.bench.metrics import accepted, psnr, rate, rejected
-from emask.bench.pictures import through_jpeg
 from emask.errors import TrainingError
 from emask.face.align import CROP
+from emask.handling import Operation
 from emask.recognize import Recognizer, rate_key
 from emask.train.distill import to_float
 from emask.train.watch import append_row, keep_rows, to_pixels
@@ -75,7 +75,7 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
 
 def _coded(pixels: np.ndarray) -> np.ndarray:
     """(B, S, S, 3) uint8 crops, each through a JPEG file."""
-    return np.stack([through_jpeg(crop, QUALITY) for crop in pixels])
+    return np.stack([Operation("jpeg", QUALITY)(crop) for crop in pixels])
 
 
 class Validation:
