@@ -156,8 +156,9 @@ def measure(
     builtin = []
     for name in target or weights.target_names():
         paths = [weights.find_target(name)]
-        if target_others is not None and (target_others / f"{name}.jpg").is_file():
-            paths.append(target_others / f"{name}.jpg")
+        other_photo = None if target_others is None else target_others / f"{Path(name).stem}.jpg"
+        if other_photo is not None and other_photo.is_file():
+            paths.append(other_photo)
         found = protocol.locate([p.name for p in paths], [protocol.read_photo(p) for p in paths], detector)
         given, other = found[0], found[1] if len(found) > 1 else None
         if given is None:

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="small", help="settings in steps, so that variants compare")
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder for the variants' runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", default=None, help="some of the variants, by flag and value")
+    parser.add_argument("--only", nargs="+", help="some of the variants, by flag and value without dashes")
     parser.add_argument("--resume", action="store_true", help="keep the lines that the run's ablation.json has")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
@@ -94,9 +94,10 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
         raise TrainingError(f"preset {options.preset} is timed", "variants compare by steps: give it steps")
     wanted = variants(config)
     if options.only:
-        wanted = {name: made for name, made in wanted.items() if name in options.only}
+        # without dashes: to argparse a word like --no-critic is an option of this program
+        wanted = {name: made for name, made in wanted.items() if name.lstrip("-") in options.only}
         if not wanted:
-            raise TrainingError("no such variant", f"there are: {', '.join(VARIANTS)}")
+            raise TrainingError("no such variant", f"there are: {', '.join(name.lstrip('-') for name in VARIANTS)}")
     check_before(options.run, (1, 2, 3), None)
     place = join(options.device)
     surrogates = [surrogate.to(place.device) for surrogate in open_surrogates(options.recognizers, None)]

@@ -77,7 +77,11 @@ def checkpoint_of(generator: Path, restorer: Path) -> dict[str, Any]:
     from onnx import numpy_helper
 
     def weights(model: onnx.ModelProto) -> dict[str, Tensor]:
-        return {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
+        found = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
+        for node in model.graph.node:  # of equal constants an export keeps one
+            if node.op_type == "Identity" and node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+        return found
 
     def read(path: Path) -> onnx.ModelProto:
         try:

@@ -25,7 +25,7 @@ from emask.train.surrogates import Surrogate
 from emask.train.validation import Validation
 from emask.weights import shipped_path
 
-NEEDS_STAGE_1 = "run emask train --stage 1 first"
+NEEDS_STAGE_1 = "run emask train --stage 1 first, or go on from trained weights with --start-from"
 
 
 def check_before(folder: Path, stages: Sequence[int], start_from: Path | None) -> None:
@@ -36,7 +36,7 @@ def check_before(folder: Path, stages: Sequence[int], start_from: Path | None) -
         ModelError: start_from holds a damaged model.
         UsageError: start_from without stage 2.
     """
-    if tuple(stages) == (2,) and not (folder / "stage1.pt").exists():
+    if tuple(stages) == (2,) and start_from is None and not (folder / "stage1.pt").exists():
         raise TrainingError(f"{folder / 'stage1.pt'} does not exist", NEEDS_STAGE_1)
     if start_from is not None and 2 not in stages:
         raise UsageError("--start-from is what stage 2 begins with", "leave it out, or train stage 2 as well")
@@ -101,7 +101,9 @@ def open_stage(
     """
     if number == 1:
         return EditingStage(setting, None if start_from is None else editor_from(starting_weights(start_from)))
-    return _mask_stage(setting, folder, start_from, edited) if number == 2 else _restorer_stage(setting, folder, say)
+    if number == 2:
+        return _mask_stage(setting, folder, start_from, edited, say)
+    return _restorer_stage(setting, folder, say)
 
 
 def run_stages(
@@ -137,7 +139,15 @@ def _silent(share: float, line: str) -> None:
     """What further processes report."""
 
 
-def _mask_stage(setting: Setting, folder: Path, start_from: Path | None, edited: bool) -> MaskStage:
+def _mask_stage(
+    setting: Setting, folder: Path, start_from: Path | None, edited: bool, say: Callable[[str], None]
+) -> MaskStage:
+    if start_from is not None and not (folder / "stage1.pt").exists():
+        if setting.config.edits > 0:
+            raise TrainingError("nobody judges edits without stage 1", "run emask train --stage 1 first, or edits = 0")
+        say("no stage1.pt in the run: the critic begins anew")
+        weights = starting_weights(start_from)
+        return MaskStage(setting, editor_from(weights), Discriminator(setting.config.net.attributes), weights)
     state = load(folder / "stage1.pt", NEEDS_STAGE_1)
     if "discriminator" not in state:
         raise TrainingError(f"{folder / 'stage1.pt'} is of an older version", NEEDS_STAGE_1)

@@ -128,6 +128,22 @@ def test_a_run_writes_document_and_table(models: Path, data: Path, judges: Path,
     assert "blocks" in (tmp_path / "out" / "bench.md").read_text()
 
 
+def test_a_photo_as_target_has_another_one_too(
+    models: Path, data: Path, judges: Path, tmp_path: Path, face: np.ndarray
+) -> None:
+    """Under its file's name; the twin: a folder without that name."""
+    (tmp_path / "others").mkdir()
+    Image.fromarray(face).save(tmp_path / "mine.jpg", quality=95)
+    Image.fromarray(face[:, ::-1]).save(tmp_path / "others" / "mine.jpg", quality=95)
+    always = ["--data", str(data), "--recognizers", str(judges), "--faces", "3", "--unseen-targets", "1", "--json"]
+    always += ["--device", "cpu", "--refine", "0", "--target", str(tmp_path / "mine.jpg"), "--target-others"]
+    for folder, there in ((tmp_path / "others", True), (data, False)):
+        result = CliRunner().invoke(app, [*always, str(folder)])
+        assert result.exit_code == 0, result.output
+        figures = json.loads(result.stdout)["targets"]["mine"]["recognizers"]["blocks"]
+        assert ("impersonation_other" in figures) == there
+
+
 def test_the_scores_expose_methods_that_do_nothing(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
     """Protecting nothing scores as clean photos do; a grey square satisfies no figure, though it matches no target."""
     always = ["--data", str(data), "--recognizers", str(judges), "--faces", "4", "--unseen-targets", "2", "--json"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emask.bench import refining
 from emask.cli.app import main
 from emask.train import ablation, speed
 
@@ -90,6 +91,11 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     assert str(work) not in manifest["models"]["generator"]["training"]
     assert {"generator.onnx", "restorer.onnx", "manifest.json"} <= {path.name for path in Path("exported").iterdir()}
     assert main(["train", "--stage", "2", "--start-from", "exported", *arguments]) == 0
+    # trained weights can be sharpened for one target in a folder of their own, where no stage 1 has been
+    alone = ["--preset", "smoke", "--run", "runs/sharp", "--device", "cpu", "--target", str(PEOPLE / "june_1.jpg")]
+    capsys.readouterr()
+    assert main(["train", "--stage", "2", "--start-from", "exported", *alone]) == 0
+    assert "no stage1.pt in the run: the critic begins anew" in capsys.readouterr().err
     again = ["--preset", "smoke", "--run", "runs/again", "--device", "cpu"]
     assert main(["train", "--stage", "all", "--start-from", "exported", *again]) == 0
 
@@ -98,13 +104,13 @@ def test_the_ablation_and_the_speed_report_run(
     work: Path, data: Path, recognizers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = ["--data", str(data), "--recognizers", str(recognizers), "--preset", "smoke", "--device", "cpu"]
-    assert ablation.main([*folders, "--run", "runs/ablation", "--only", "as the preset", "--noise none"]) == 0
+    assert ablation.main([*folders, "--run", "runs/ablation", "--only", "as the preset", "noise none"]) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == ["| clean photos", "| as the preset", "| --noise none"]
     trained = work / "runs/ablation/seed0/noise-none/stage3.pt"
     before = trained.stat().st_mtime_ns
-    arguments = [*folders, "--run", "runs/ablation", "--resume", "--only", "as the preset", "--noise none"]
+    arguments = [*folders, "--run", "runs/ablation", "--resume", "--only", "as the preset", "noise none"]
     assert ablation.main(arguments) == 0
     assert capsys.readouterr().out == printed and trained.stat().st_mtime_ns == before
     # one stage 1 for all variants: they differ in what comes after
@@ -114,6 +120,17 @@ def test_the_ablation_and_the_speed_report_run(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| 1", "| 2, mask alone", "| 2, restorer along", "| 3"]
     assert all(float(cell) > 0 for row in rows[1:] for cell in row.strip("| ").split(" | ")[1:4])
+
+
+def test_the_refining_report_runs(
+    work: Path, data: Path, recognizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(data), "--recognizers", str(recognizers), "--judge", "judge", "--steps", "2"]
+    assert refining.main([*arguments, "--targets", "2"]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines[1:]] == ["| the generator alone", "| refined"]
+    assert lines[1][6:] != lines[2][6:]  # refined, the judge sees something else
+    assert refining.main(arguments) == 1 and "more than the 8 targets" in capsys.readouterr().err
 
 
 # arguments beside `train`, exit code, what the error says and what the hint

@@ -268,6 +268,40 @@ def test_stage_two_begins_with_exported_graphs_or_a_checkpoint(
         open_stage(2, setting, run, start_from=run / "stage1.pt")
 
 
+def test_equal_weights_come_back_from_an_export(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, tmp_path: Path
+) -> None:
+    """Of constants that are equal, as an untrained network's zeros are, an exported graph keeps one."""
+    stage = open_stage(2, Setting(training_set, tiny_config, Place(), surrogates), run)
+    state = stage.state(0.0)
+    checkpoint.save(tmp_path / "stage2.pt", state)
+    export.export_run(tmp_path, tmp_path / "models")
+    again = export.checkpoint_of(tmp_path / "models/generator.onnx", tmp_path / "models/restorer.onnx")
+    for kind in ("generator", "restorer"):
+        for name, value in again[kind].items():
+            torch.testing.assert_close(value, state[kind][name], atol=1e-6, rtol=0)
+
+
+def test_stage_two_goes_on_from_weights_where_no_stage_one_has_been(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, exported: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """With a critic of its own; edits would be judged by a classifier that nobody trained, and are refused."""
+    setting = Setting(training_set, replace(tiny_config, edits=0.0), Place(), surrogates)
+    stage = open_stage(2, setting, tmp_path, start_from=exported)
+    state = checkpoint.load(run / "stage3.pt", "")
+    for name, value in stage.modules["generator"].state_dict().items():
+        torch.testing.assert_close(value, state["generator"][name], atol=1e-6, rtol=0)
+    before = {name: value.clone() for name, value in stage.modules["discriminator"].state_dict().items()}
+    stage.step(0.6)
+    assert not same(stage.modules["discriminator"].state_dict(), before)
+    edited = Setting(training_set, replace(tiny_config, edits=0.5), Place(), surrogates)
+    with pytest.raises(TrainingError, match="nobody judges edits"):
+        open_stage(2, edited, tmp_path, start_from=exported)
+    with pytest.raises(TrainingError, match=r"stage1\.pt"):
+        open_stage(2, setting, tmp_path)
+
+
 def test_a_whole_run_goes_on_from_trained_weights(
     training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,134 @@
+"""Two runs of the bench side by side, figure by figure: are these weights at least as good as those?
+
+    python -m emask.bench.compare old/bench.json new/bench.json [--rows 20]
+
+Counts every row in which the new run is better or worse, by kind of figure; "clearly" where the two 95% Wilson
+intervals do not overlap. The runs should have the same faces, targets and judges; what only one has is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emask.bench.table import markdown_table
+from emask.errors import EmaskError, UsageError
+
+PARTS = ("targets", "unseen", "erasing", "handling")
+# The higher, the better, all of them. Their twins for clean and for protected photos are no figures of merit.
+SHARES = ("impersonation_given", "impersonation_other", "dodging_other", "dodging_same", "reverified_other",
+          "reverified_same", "erased")  # fmt: skip
+QUALITY = ("psnr_mean", "psnr_min", "ssim_mean")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both runs.
+
+    Attributes:
+        part: "targets", "unseen", "erasing" or "handling"; figure: its name; where: the names that lead to it.
+        old, new: shares 0..1, dB, or SSIM.
+        clear: the intervals do not overlap; never for figures without one.
+    """
+
+    part: str
+    figure: str
+    where: str
+    old: float
+    new: float
+    clear: bool
+
+
+def rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
+    """The figures of merit that both documents of `emask bench --json` have."""
+    return [row for part in PARTS if part in old and part in new for row in _rows(part, "", (), old[part], new[part])]
+
+
+def _rows(part: str, figure: str, path: tuple[str, ...], old: Any, new: Any) -> Iterator[Row]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if "value" in old and "value" in new:
+            if figure and old["value"] is not None and new["value"] is not None:
+                apart = old["high"] < new["low"] or new["high"] < old["low"]
+                where = " ".join(name for name in path if name not in ("recognizers", figure))
+                yield Row(part, figure, where, old["value"], new["value"], apart)
+            return
+        for key in old:
+            if key in new:
+                name = key if key in SHARES else figure
+                if key in QUALITY:
+                    yield Row(part, key, " ".join(path), old[key], new[key], False)
+                elif not key.endswith(("_clean", "_protected")):
+                    yield from _rows(part, name, (*path, key), old[key], new[key])
+
+
+def render(found: Sequence[Row], most: int) -> str:
+    """Markdown: one line a kind of figure, then the `most` rows that lost the most."""
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in found:
+        kinds.setdefault((row.part, row.figure), []).append(row)
+    lines = []
+    for (part, figure), own in kinds.items():
+        scale, digits, unit = _scale(figure)
+        mean = scale * sum(row.new - row.old for row in own) / len(own)
+        change = f"{mean:+.{digits}f} {unit}".strip()
+        counts = [f"{len(side)} ({sum(row.clear for row in side)})" for side in _sides(own)]
+        lines.append([part, figure, f"{len(own)}", change, *counts])
+    better, worse = _sides(found)
+    text = [f"{len(found)} figures: {len(better)} better, {len(worse)} worse.", ""]
+    text += markdown_table(["part", "figure", "rows", "mean change", "better (clearly)", "worse (clearly)"], lines)
+    # a dB counts as a point
+    lost = sorted(worse, key=lambda row: (row.new - row.old) * (1 if row.figure in SHARES else 0.01))[:most]
+    if lost:
+        cells = []
+        for row in lost:
+            scale, digits, unit = _scale(row.figure)
+            cells.append([row.part, row.where, row.figure, f"{scale * row.old:.{digits}f}",
+                          f"{scale * row.new:.{digits}f} {unit}".strip()])  # fmt: skip
+        text += ["", "Lost most:", "", *markdown_table(["part", "where", "figure", "old", "new"], cells)]
+    return "\n".join(text)
+
+
+def _sides(found: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows in which the new run is better, and those in which it is worse."""
+    return [row for row in found if row.new > row.old], [row for row in found if row.new < row.old]
+
+
+def _scale(figure: str) -> tuple[float, int, str]:
+    """Factor, digits and unit a figure is printed with."""
+    if figure in SHARES:
+        return 100, 1, "points"
+    return (1, 3, "") if figure.startswith("ssim") else (1, 2, "dB")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "name the bench.json of emask bench -o") from None
+    if not isinstance(document, dict) or not any(part in document for part in PARTS):
+        raise UsageError(f"{path} is no document of emask bench", "name the bench.json of emask bench -o")
+    return document
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m emask.bench.compare`."""
+    parser = argparse.ArgumentParser(prog="python -m emask.bench.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("old", type=Path, help="a bench.json")
+    parser.add_argument("new", type=Path, help="another one")
+    parser.add_argument("--rows", type=int, default=10, help="rows to list of those that lost most")
+    options = parser.parse_args(arguments)
+    try:
+        print(render(rows(_read(options.old), _read(options.new)), options.rows))
+    except EmaskError as error:
+        print(error.line, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What refining is worth, and by which settings: masks of the generator alone, and refined ones.
+
+    python -m emask.bench.refining --data DIR --recognizers DIR [--judge NAME ...] [--faces 56] [--steps 20 40]
+
+Crop protocol, for choosing settings without a look at the people of the benchmark: aligned crops of the people that
+`Validation` keeps out of training, each through a JPEG file; the first of them are the targets. What the restorer gets
+is moved as by another detection. Prints one Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+
+from emask import weights
+from emask.bench.metrics import accepted, psnr, rejected
+from emask.bench.table import markdown_table
+from emask.engine import Engine, open_engine, to_network
+from emask.engine.refine import Refinement, RefiningEngine
+from emask.errors import EmaskError, TrainingError
+from emask.face.align import INNER, MARGIN
+from emask.handling import Operation
+from emask.recognize import Recognizer, load_folder
+from emask.train.config import TrainConfig
+from emask.train.data import Crops, load_crops
+from emask.train.draws import Draws
+from emask.train.noise import Redetection
+from emask.train.validation import FAR, QUALITY, choose_people
+
+PEOPLE = TrainConfig().validate  # how many training keeps out
+SQUARE = slice(MARGIN, MARGIN + INNER)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Faces, targets and judges of a comparison.
+
+    Attributes:
+        crops: (N, 3, S, S) float32 in [-1, 1].
+        target: (N, D) float32, whom each shall look like.
+        other: per judge (N, D'), another photo of that person; own: another photo of the owner.
+    """
+
+    crops: np.ndarray
+    target: np.ndarray
+    judges: Sequence[Recognizer]
+    other: Sequence[np.ndarray]
+    own: Sequence[np.ndarray]
+
+
+def pixels_of(crops: np.ndarray) -> np.ndarray:
+    """(N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
+    return np.clip(np.round((crops.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int, targets: int) -> Trial:
+    """The first validation people are targets, those after them the faces.
+
+    Raises:
+        TrainingError: too few people with two photos.
+    """
+    training = np.flatnonzero(~crops.test)
+    people = choose_people(crops.people[training], [crops.names[i] for i in training], PEOPLE)
+    people = training[people]
+    shown, sources = people[:targets], people[targets : targets + faces]
+    if not len(sources):
+        hint = f"there have to be more than the {targets} targets"
+        raise TrainingError(f"only {len(people)} people have two photos", hint)
+    whom = np.arange(len(sources)) % len(shown)
+    given = engine.embed(to_network(crops.pixels[shown[:, 0]])[:, :, SQUARE, SQUARE])
+    return Trial(
+        to_network(crops.pixels[sources[:, 0]]),
+        given[whom],
+        judges,
+        [judge.embed(crops.pixels[shown[:, 1]])[whom] for judge in judges],
+        [judge.embed(crops.pixels[sources[:, 1]]) for judge in judges],
+    )
+
+
+def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> list[str]:
+    """One line: seconds a face, PSNR of protected and restored, and by judge: ASR, dodging, re-verification.
+
+    Shares in percent at a false accept rate of 0.01, mean cosines behind them.
+    """
+    began = time.perf_counter()
+    change = masking.protect(trial.crops, trial.target, w=0.0, eps=eps)
+    seconds = (time.perf_counter() - began) / len(trial.crops)
+    protected = pixels_of(trial.crops + change)
+    saved = np.stack([Operation("jpeg", QUALITY)(crop) for crop in protected])
+    pair = [torch.from_numpy(to_network(saved)), torch.from_numpy(trial.crops)]
+    found, clean = (images.numpy() for images in Redetection()(pair, 1.0, Draws(0)))
+    restored = pixels_of(found + restoring.erase(found))
+    distance = [np.mean([psnr(*two) for two in zip(first, second, strict=True)])
+                for first, second in ((pixels_of(trial.crops), protected), (pixels_of(clean), restored))]  # fmt: skip
+    cells = [f"{seconds:.2f}", f"{distance[0]:.2f}", f"{distance[1]:.2f}"]
+    for judge, other, own in zip(trial.judges, trial.other, trial.own, strict=True):
+        threshold = judge.thresholds[f"{FAR:g}"]
+        masked, erased = judge.embed(saved), judge.embed(restored)
+        cells += [
+            f"{100 * hits.mean():.0f} ({(first * second).sum(1).mean():.3f})"
+            for hits, first, second in (
+                (accepted(masked, other, threshold), masked, other),
+                (rejected(masked, own, threshold), masked, own),
+                (accepted(erased, own, threshold), erased, own),
+            )
+        ]
+    return cells
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m emask.bench.refining`."""
+    parser = argparse.ArgumentParser(prog="python -m emask.bench.refining", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos")
+    parser.add_argument("--recognizers", type=Path, required=True, help="folder with recognizers.json")
+    parser.add_argument("--judge", nargs="+", default=None, help="names of recognizers that judge [default: all]")
+    parser.add_argument("--faces", type=int, default=56)
+    parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20], help="gradient steps, several for more lines")
+    parser.add_argument("--eps", type=float, nargs="+", default=None, help="budgets [default: strength medium's]")
+    parser.add_argument("--pixels", type=float, nargs="+", default=None, help="weights of the restorer's error")
+    parser.add_argument("--owner", type=float, default=Refinement().owner, help="weight of leaving the owner")
+    options = parser.parse_args(arguments)
+    try:
+        print("\n".join(_table(options)))
+    except EmaskError as error:
+        print(error.line, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _table(options: argparse.Namespace) -> list[str]:
+    generator, restorer, recognizer = (weights.shipped_path(kind) for kind in weights.KINDS)
+    plain = open_engine(generator, restorer, recognizer, device="cpu")
+    judges = load_folder(options.recognizers, options.judge, "cpu")
+    crops = load_crops(options.data, user_cache_path("emask") / "training")
+    trial = draw(crops, plain, judges, options.faces, options.targets)
+    usual = Refinement()
+    budgets = options.eps or [weights.strength("medium")[1]]
+    rows = []
+    for eps in budgets:
+        rows.append(["the generator alone", f"{eps:g}", "0", "", *measure(trial, plain, plain, eps)])
+        for steps in options.steps:
+            for pixels in options.pixels or [usual.pixels]:
+                settings = replace(usual, steps=steps, pixels=pixels, owner=options.owner)
+                engine = RefiningEngine(plain, recognizer, restorer, "cpu", settings)
+                rows.append(["refined", f"{eps:g}", f"{steps}", f"{pixels:g}", *measure(trial, engine, plain, eps)])
+                print(f"{steps} steps, budget {eps:g}, pixels {pixels:g}: done", file=sys.stderr, flush=True)
+    head = ["masks", "eps", "steps", "pixels", "s a face", "PSNR (dB)", "restored (dB)"]
+    for judge in judges:
+        head += [f"{judge.name}: {figure}" for figure in ("ASR", "dodging", "re-verified")]
+    what = f"{len(trial.crops)} faces, {options.targets} targets by another photo"
+    return [f"{what}; in percent at FAR {FAR:g}, and the mean cosine.", "", *markdown_table(head, rows)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

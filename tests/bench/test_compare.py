@@ -1,0 +1,74 @@
+"""Comparing two runs: what is counted, in which direction, and what is left out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emask.bench.compare import main, rows
+from emask.bench.metrics import rate
+
+
+def share(hits: int) -> dict[str, Any]:
+    return rate(np.arange(200) < hits).to_json()
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    judge = {"impersonation_other": {"0.01": share(120)}, "impersonation_other_clean": {"0.01": share(2)}}
+    restored = {"reverified_other": {"0.01": share(198)}, "reverified_other_protected": {"0.01": share(60)}}
+    quality = {"psnr_mean": 33.9, "psnr_min": 33.0, "ssim_mean": 0.95}
+    return {
+        "unseen": {"not_found": 0, "after_jpeg": quality, "recognizers": {"judge": judge}},
+        "erasing": {"unseen targets": {"restored": {"psnr_mean": 38.0}, "recognizers": {"judge": restored}}},
+    }
+
+
+def test_figures_of_merit_are_paired(document: dict[str, Any]) -> None:
+    """Neither the clean photos' rates nor the protected ones' re-verification is one."""
+    found = {(row.part, row.figure, row.where) for row in rows(document, document)}
+    assert found == {
+        ("unseen", "impersonation_other", "judge 0.01"),
+        ("unseen", "psnr_mean", "after_jpeg"),
+        ("unseen", "psnr_min", "after_jpeg"),
+        ("unseen", "ssim_mean", "after_jpeg"),
+        ("erasing", "psnr_mean", "unseen targets restored"),
+        ("erasing", "reverified_other", "unseen targets judge 0.01"),
+    }
+
+
+def test_better_and_worse_and_clearly(
+    document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = copy.deepcopy(document)
+    new["unseen"]["recognizers"]["judge"]["impersonation_other"]["0.01"] = share(170)  # the intervals lie apart
+    new["erasing"]["unseen targets"]["recognizers"]["judge"]["reverified_other"]["0.01"] = share(197)  # they do not
+    new["unseen"]["after_jpeg"]["psnr_mean"] = 33.4
+    for name, content in (("old", document), ("new", new)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    assert main([str(tmp_path / "old.json"), str(tmp_path / "new.json"), "--rows", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 figures: 1 better, 2 worse." in printed
+    assert "| unseen | impersonation_other | 1 | +25.0 points | 1 (1) | 0 (0) |" in printed
+    assert "| erasing | reverified_other | 1 | -0.5 points | 0 (0) | 1 (0) |" in printed
+    # half a point and half a dB lost: the one row that is asked for is one of them, and nothing that gained
+    assert printed.rstrip().splitlines()[-1].split(" | ")[-3] in ("reverified_other", "psnr_mean")
+    assert main([str(tmp_path / "new.json"), str(tmp_path / "old.json")]) == 0
+    assert "6 figures: 2 better, 1 worse." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"version": 1})])
+def test_what_is_no_document_is_refused(
+    document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(document), encoding="utf-8")
+    if content is not None:
+        (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    assert main([str(tmp_path / "good.json"), str(tmp_path / "bad.json")]) == 2
+    captured = capsys.readouterr()
+    assert "bad.json" in captured.err and captured.out == ""
