@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
 
 class EmaskError(Exception):
     """Base of every error that emask reports without a traceback.
@@ -49,3 +56,17 @@ class ModelError(EmaskError):
 
 class TrainingError(EmaskError):
     """A training run that cannot start or go on."""
+
+
+def as_program(main: Callable[P, int]) -> Callable[P, int]:
+    """The entry point of a `python -m` program: an error goes to standard error as one line, and is its exit code."""
+
+    @wraps(main)
+    def program(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except EmaskError as error:
+            print(error.line, file=sys.stderr)
+            return error.exit_code
+
+    return program

@@ -9,15 +9,15 @@ intervals do not overlap. The runs should have the same faces, targets and judge
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emask.bench.report import read
 from emask.bench.table import markdown_table
-from emask.errors import EmaskError, UsageError
+from emask.errors import as_program
 
 PARTS = ("targets", "unseen", "erasing", "handling")
 # The higher, the better, all of them. Their twins for clean and for protected photos are no figures of merit.
@@ -105,16 +105,7 @@ def _scale(figure: str) -> tuple[float, int, str]:
     return (1, 3, "") if figure.startswith("ssim") else (1, 2, "dB")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "name the bench.json of emask bench -o") from None
-    if not isinstance(document, dict) or not any(part in document for part in PARTS):
-        raise UsageError(f"{path} is no document of emask bench", "name the bench.json of emask bench -o")
-    return document
-
-
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.compare`."""
     parser = argparse.ArgumentParser(prog="python -m emask.bench.compare", description=(__doc__ or "").split("\n")[0])
@@ -122,11 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("new", type=Path, help="another one")
     parser.add_argument("--rows", type=int, default=10, help="rows to list of those that lost most")
     options = parser.parse_args(arguments)
-    try:
-        print(render(rows(_read(options.old), _read(options.new)), options.rows))
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+    print(render(rows(read(options.old), read(options.new)), options.rows))
     return 0
 
 

@@ -25,7 +25,7 @@ from emask.attributes import ATTRIBUTES, EDITABLE, HAIR_COLOURS, choose, labels,
 from emask.bench.metrics import psnr, rate
 from emask.bench.protocol import locate, read_photo
 from emask.bench.table import markdown_table, percent
-from emask.errors import EmaskError, ModelError, NoFaceError, TrainingError, UsageError
+from emask.errors import ModelError, NoFaceError, TrainingError, UsageError, as_program
 from emask.face.detect import Detector
 from emask.nets.blocks import feather_window
 from emask.nets.discriminator import Classifier, Discriminator
@@ -256,6 +256,7 @@ def render(document: Mapping[str, Any]) -> str:
     ]).rstrip() + "\n"  # fmt: skip
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.editing`."""
     parser = argparse.ArgumentParser(
@@ -269,25 +270,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.crops < 1:
         parser.error("--crops must be at least 1")
-    try:
-        if options.output.suffix.lower() != ".png":
-            raise UsageError(f"{options.output} does not end in .png", "the picture is a PNG file")
-        editor, classifier, step = load_stage1(options.run)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        picture_of(editor, options.photos, Detector()).save(options.output)
-        if options.data is not None:
-            pixels, known = held_out(options.data, options.crops)
+    if options.output.suffix.lower() != ".png":
+        raise UsageError(f"{options.output} does not end in .png", "the picture is a PNG file")
+    editor, classifier, step = load_stage1(options.run)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    picture_of(editor, options.photos, Detector()).save(options.output)
+    if options.data is not None:
+        pixels, known = held_out(options.data, options.crops)
 
-            def progress(done: int, count: int) -> None:
-                if sys.stderr.isatty():
-                    print(f"\r{done} of {count} photos", end="\n" if done == count else "", file=sys.stderr, flush=True)
+        def progress(done: int, count: int) -> None:
+            if sys.stderr.isatty():
+                print(f"\r{done} of {count} photos", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
-            document = {"step": step, **measure(editor, classifier, pixels, known, progress)}
-            options.output.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-            print(render(document), end="")
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+        document = {"step": step, **measure(editor, classifier, pixels, known, progress)}
+        options.output.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        print(render(document), end="")
     return 0
 
 

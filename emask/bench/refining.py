@@ -22,21 +22,20 @@ from platformdirs import user_cache_path
 
 from emask import weights
 from emask.bench.metrics import accepted, psnr, rejected
+from emask.bench.protocol import inner_square
 from emask.bench.table import markdown_table
 from emask.engine import Engine, open_engine, to_network
 from emask.engine.refine import Refinement, RefiningEngine
-from emask.errors import EmaskError, TrainingError
-from emask.face.align import INNER, MARGIN
-from emask.handling import Operation
-from emask.recognize import Recognizer, load_folder
+from emask.errors import TrainingError, as_program
+from emask.recognize import Recognizer, load_folder, rate_key
 from emask.train.config import TrainConfig
 from emask.train.data import Crops, load_crops
 from emask.train.draws import Draws
 from emask.train.noise import Redetection
-from emask.train.validation import FAR, QUALITY, choose_people
+from emask.train.validation import FAR, choose_people, through_jpeg
+from emask.train.watch import to_pixels
 
 PEOPLE = TrainConfig().validate  # how many training keeps out
-SQUARE = slice(MARGIN, MARGIN + INNER)
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,6 @@ class Trial:
     own: Sequence[np.ndarray]
 
 
-def pixels_of(crops: np.ndarray) -> np.ndarray:
-    """(N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
-    return np.clip(np.round((crops.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int, targets: int) -> Trial:
     """The first validation people are targets, those after them the faces.
 
@@ -75,7 +69,7 @@ def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int,
         hint = f"there have to be more than the {targets} targets"
         raise TrainingError(f"only {len(people)} people have two photos", hint)
     whom = np.arange(len(sources)) % len(shown)
-    given = engine.embed(to_network(crops.pixels[shown[:, 0]])[:, :, SQUARE, SQUARE])
+    given = engine.embed(inner_square(to_network(crops.pixels[shown[:, 0]])))
     return Trial(
         to_network(crops.pixels[sources[:, 0]]),
         given[whom],
@@ -93,16 +87,16 @@ def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> lis
     began = time.perf_counter()
     change = masking.protect(trial.crops, trial.target, w=0.0, eps=eps)
     seconds = (time.perf_counter() - began) / len(trial.crops)
-    protected = pixels_of(trial.crops + change)
-    saved = np.stack([Operation("jpeg", QUALITY)(crop) for crop in protected])
-    pair = [torch.from_numpy(to_network(saved)), torch.from_numpy(trial.crops)]
-    found, clean = (images.numpy() for images in Redetection()(pair, 1.0, Draws(0)))
-    restored = pixels_of(found + restoring.erase(found))
+    original = torch.from_numpy(trial.crops)
+    protected = to_pixels(original + torch.from_numpy(change))
+    saved = through_jpeg(protected)
+    found, clean = Redetection()([torch.from_numpy(to_network(saved)), original], 1.0, Draws(0))
+    restored = to_pixels(found + torch.from_numpy(restoring.erase(found.numpy())))
     distance = [np.mean([psnr(*two) for two in zip(first, second, strict=True)])
-                for first, second in ((pixels_of(trial.crops), protected), (pixels_of(clean), restored))]  # fmt: skip
+                for first, second in ((to_pixels(original), protected), (to_pixels(clean), restored))]  # fmt: skip
     cells = [f"{seconds:.2f}", f"{distance[0]:.2f}", f"{distance[1]:.2f}"]
     for judge, other, own in zip(trial.judges, trial.other, trial.own, strict=True):
-        threshold = judge.thresholds[f"{FAR:g}"]
+        threshold = judge.thresholds[rate_key(FAR)]
         masked, erased = judge.embed(saved), judge.embed(restored)
         cells += [
             f"{100 * hits.mean():.0f} ({(first * second).sum(1).mean():.3f})"
@@ -115,6 +109,7 @@ def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> lis
     return cells
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.refining`."""
     parser = argparse.ArgumentParser(prog="python -m emask.bench.refining", description=(__doc__ or "").split("\n")[0])
@@ -128,11 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pixels", type=float, nargs="+", default=None, help="weights of the restorer's error")
     parser.add_argument("--owner", type=float, default=Refinement().owner, help="weight of leaving the owner")
     options = parser.parse_args(arguments)
-    try:
-        print("\n".join(_table(options)))
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+    print("\n".join(_table(options)))
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emask.bench.table import ERASING, FIGURES, interval
-from emask.errors import EmaskError, UsageError
+from emask.errors import UsageError, as_program
 from emask.images import write_bytes
 
 FORMAT = 1
@@ -322,6 +322,7 @@ def page(document: Mapping[str, Any]) -> str:
     return "\n".join([*(part for part in parts if part), "</body>", "</html>"]) + "\n"
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.report`."""
     parser = argparse.ArgumentParser(
@@ -331,21 +332,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="the page; report.html beside the JSON if left out")
     options = parser.parse_args(arguments)
     output = options.output or options.bench.with_name("report.html")
+    document = read(options.bench)
+    if output.exists() and output.samefile(options.bench):
+        raise UsageError(f"{output} is the JSON itself", "give the page another name")
     try:
-        document = read(options.bench)
-        if output.exists() and output.samefile(options.bench):
-            raise UsageError(f"{output} is the JSON itself", "give the page another name")
-        try:
-            content = page(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise UsageError(f"{options.bench}: damaged ({problem})", "run `emask bench` again") from error
-        # a JSON file may hold halves of characters, which UTF-8 cannot
-        write_bytes(output, content.encode("utf-8", "replace"), force=True)
-        print(output)
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+        content = page(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{options.bench}: damaged ({problem})", "run `emask bench` again") from error
+    # a JSON file may hold halves of characters, which UTF-8 cannot
+    write_bytes(output, content.encode("utf-8", "replace"), force=True)
+    print(output)
     return 0
 
 

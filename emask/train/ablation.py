@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emask.bench.table import markdown_table
-from emask.errors import EmaskError, TrainingError
+from emask.errors import TrainingError, as_program
 from emask.train.config import TrainConfig, preset, without_curriculum
 from emask.train.threads import prepare_process
 
@@ -60,6 +60,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(markdown_table(head, lines))
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.train.ablation`."""
     parser = argparse.ArgumentParser(prog="python -m emask.train.ablation", description=(__doc__ or "").split("\n")[0])
@@ -72,11 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="keep the lines that the run's ablation.json has")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
-    try:
-        rows = _run(options)
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+    rows = _run(options)
     print(table(rows))
     return 0
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from emask.bench.table import markdown_table
-from emask.errors import EmaskError
+from emask.errors import as_program
 from emask.train.threads import prepare_process
 
 WARM_UP = 4  # steps before the clock starts: kernels are compiled, memory is fetched
 OPERATORS = 6  # lines of the profile
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.train.speed`."""
     parser = argparse.ArgumentParser(prog="python -m emask.train.speed", description=(__doc__ or "").split("\n")[0])
@@ -35,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps to time, a stage")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
-    try:
-        print(measure(options.data, options.recognizers, options.preset, options.steps, options.device))
-    except EmaskError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+    print(measure(options.data, options.recognizers, options.preset, options.steps, options.device))
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from emask.errors import TrainingError
+from emask.errors import TrainingError, as_program
 from emask.face.align import CROP, TEMPLATE_112, align, estimate
 from emask.train.data import find_photos, split
 
@@ -362,6 +362,7 @@ def likeness(
     return float(own[0] @ own[1]), (own @ others.T).reshape(2, len(group), 2).max((0, 2))
 
 
+@as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.train.synthetic`."""
     parser = argparse.ArgumentParser(prog="python -m emask.train.synthetic", description="Make synthetic people.")
@@ -379,43 +380,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=LIMIT, help="cosine from which on a contributor is left out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    try:
-        names = options.names or [f"person{i + 1}" for i in range(options.people)]
-        if len(names) != options.people or options.group < MIN_GROUP:
-            parser.error(f"give one name a person, and a --group of at least {MIN_GROUP}")
-        members = find_members(options.data, options.test_people, options.candidates, options.seed, options.max_yaw)
-        size = options.group + options.spares
-        groups = choose_groups(members, options.people, size, options.seed, extra=bool(options.recognizers))
-        recognizers = []
-        if options.recognizers is not None:
-            from emask.recognize import load_folder
+    names = options.names or [f"person{i + 1}" for i in range(options.people)]
+    if len(names) != options.people or options.group < MIN_GROUP:
+        parser.error(f"give one name a person, and a --group of at least {MIN_GROUP}")
+    members = find_members(options.data, options.test_people, options.candidates, options.seed, options.max_yaw)
+    size = options.group + options.spares
+    groups = choose_groups(members, options.people, size, options.seed, extra=bool(options.recognizers))
+    recognizers = []
+    if options.recognizers is not None:
+        from emask.recognize import load_folder
 
-            recognizers = [r for r in load_folder(options.recognizers) if r.card.fold == options.fold]
-        options.out.mkdir(parents=True, exist_ok=True)
-        women = options.people // 2
-        for number, name in enumerate(names):
-            # when a contributor stays too clear to the end, the sex's further group takes the place
-            for attempt in (number, options.people + int(number >= women)):
-                group = groups[attempt]
-                groups[attempt] = []
-                if not group:
-                    raise TrainingError(f"no group left for {name}", "raise --limit or --candidates, or change --seed")
-                first, spares = group[: options.group], group[options.group :]
-                pair, contributors = make_person(first, options.seed + attempt, recognizers, options.limit, spares)
-                seen = [likeness(pair, contributors, recognizer) for recognizer in recognizers]
-                if all(closest.max() <= options.limit for _, closest in seen):
-                    break
-            for suffix, photo in zip((1, 2), pair, strict=True):
-                Image.fromarray(photo).save(options.out / f"{name}_{suffix}.jpg", quality=92)
-            parts = [
-                f"{recognizer.name} A-B {same:.2f}, closest contributor {closest.max():.2f}"
-                f" (FAR 0.01 {recognizer.thresholds.get('0.01', float('nan')):.2f})"
-                for recognizer, (same, closest) in zip(recognizers, seen, strict=True)
-            ]
-            print(f"{name}: {len(contributors)} contributors" + "".join(f"; {part}" for part in parts), flush=True)
-    except TrainingError as error:
-        print(error.line, file=sys.stderr)
-        return error.exit_code
+        recognizers = [r for r in load_folder(options.recognizers) if r.card.fold == options.fold]
+    options.out.mkdir(parents=True, exist_ok=True)
+    women = options.people // 2
+    for number, name in enumerate(names):
+        # when a contributor stays too clear to the end, the sex's further group takes the place
+        for attempt in (number, options.people + int(number >= women)):
+            group = groups[attempt]
+            groups[attempt] = []
+            if not group:
+                raise TrainingError(f"no group left for {name}", "raise --limit or --candidates, or change --seed")
+            first, spares = group[: options.group], group[options.group :]
+            pair, contributors = make_person(first, options.seed + attempt, recognizers, options.limit, spares)
+            seen = [likeness(pair, contributors, recognizer) for recognizer in recognizers]
+            if all(closest.max() <= options.limit for _, closest in seen):
+                break
+        for suffix, photo in zip((1, 2), pair, strict=True):
+            Image.fromarray(photo).save(options.out / f"{name}_{suffix}.jpg", quality=92)
+        parts = [
+            f"{recognizer.name} A-B {same:.2f}, closest contributor {closest.max():.2f}"
+            f" (FAR 0.01 {recognizer.thresholds.get('0.01', float('nan')):.2f})"
+            for recognizer, (same, closest) in zip(recognizers, seen, strict=True)
+        ]
+        print(f"{name}: {len(contributors)} contributors" + "".join(f"; {part}" for part in parts), flush=True)
     return 0
 
 

@@ -73,7 +73,7 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _coded(pixels: np.ndarray) -> np.ndarray:
+def through_jpeg(pixels: np.ndarray) -> np.ndarray:
     """(B, S, S, 3) uint8 crops, each through a JPEG file."""
     return np.stack([Operation("jpeg", QUALITY)(crop) for crop in pixels])
 
@@ -118,7 +118,7 @@ class Validation:
         # what never changes is judged once: per judge (V, D) embeddings of owners and targets, and the clean shares
         self._owners = [judge.embed(crops[:, 1]) for judge in judges]
         self._wanted = [judge.embed(target_crops[:, 1])[target_of] for judge in judges]
-        clean = _coded(self._originals)
+        clean = through_jpeg(self._originals)
         self._clean = self._shares(clean, clean)
 
     def score(
@@ -176,7 +176,7 @@ class Validation:
                 target = self._targets[part].to(device)
                 change = generator(crop, target, labels, labels, none, torch.full_like(none, eps))
                 protected.append(to_pixels(crop + change))
-                coded.append(_coded(protected[-1]))
+                coded.append(through_jpeg(protected[-1]))
                 seen = to_float(coded[-1]).to(device)
                 restored.append(to_pixels(seen + restorer(seen)))
         return np.concatenate(protected), np.concatenate(coded), np.concatenate(restored)

@@ -12,6 +12,7 @@ import pytest
 
 from emask.bench.compare import main, rows
 from emask.bench.metrics import rate
+from emask.bench.report import REQUIRED
 
 
 def share(hits: int) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def document() -> dict[str, Any]:
     restored = {"reverified_other": {"0.01": share(198)}, "reverified_other_protected": {"0.01": share(60)}}
     quality = {"psnr_mean": 33.9, "psnr_min": 33.0, "ssim_mean": 0.95}
     return {
+        **dict.fromkeys(REQUIRED, {}),
         "unseen": {"not_found": 0, "after_jpeg": quality, "recognizers": {"judge": judge}},
         "erasing": {"unseen targets": {"restored": {"psnr_mean": 38.0}, "recognizers": {"judge": restored}}},
     }
