@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,13 @@ class Trial:
     Attributes:
         crops: (N, 3, S, S) float32 in [-1, 1].
         target: (N, D) float32, whom each shall look like.
-        other: per judge (N, D'), another photo of that person; own: another photo of the owner.
+        given: per judge (N, D'), the target's photo; other: another one of that person; own: another one of the owner.
     """
 
     crops: np.ndarray
     target: np.ndarray
     judges: Sequence[Recognizer]
+    given: Sequence[np.ndarray]
     other: Sequence[np.ndarray]
     own: Sequence[np.ndarray]
 
@@ -74,13 +76,14 @@ def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int,
         to_network(crops.pixels[sources[:, 0]]),
         given[whom],
         judges,
+        [judge.embed(crops.pixels[shown[:, 0]])[whom] for judge in judges],
         [judge.embed(crops.pixels[shown[:, 1]])[whom] for judge in judges],
         [judge.embed(crops.pixels[sources[:, 1]]) for judge in judges],
     )
 
 
 def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> list[str]:
-    """One line: seconds a face, PSNR of protected and restored, and by judge: ASR, dodging, re-verification.
+    """One line: seconds a face, PSNR of protected and restored, and by judge: ASR, dodging, re-verification, erasure.
 
     Shares in percent at a false accept rate of 0.01, mean cosines behind them.
     """
@@ -95,7 +98,7 @@ def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> lis
     distance = [np.mean([psnr(*two) for two in zip(first, second, strict=True)])
                 for first, second in ((to_pixels(original), protected), (to_pixels(clean), restored))]  # fmt: skip
     cells = [f"{seconds:.2f}", f"{distance[0]:.2f}", f"{distance[1]:.2f}"]
-    for judge, other, own in zip(trial.judges, trial.other, trial.own, strict=True):
+    for judge, given, other, own in zip(trial.judges, trial.given, trial.other, trial.own, strict=True):
         threshold = judge.thresholds[rate_key(FAR)]
         masked, erased = judge.embed(saved), judge.embed(restored)
         cells += [
@@ -104,6 +107,7 @@ def measure(trial: Trial, masking: Engine, restoring: Engine, eps: float) -> lis
                 (accepted(masked, other, threshold), masked, other),
                 (rejected(masked, own, threshold), masked, own),
                 (accepted(erased, own, threshold), erased, own),
+                (rejected(erased, given, threshold), erased, given),
             )
         ]
     return cells
@@ -122,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eps", type=float, nargs="+", default=None, help="budgets [default: strength medium's]")
     parser.add_argument("--pixels", type=float, nargs="+", default=None, help="weights of the restorer's error")
     parser.add_argument("--owner", type=float, default=Refinement().owner, help="weight of leaving the owner")
+    parser.add_argument("--away", type=float, nargs="+", default=[Refinement().away], help="weights of its likeness")
     options = parser.parse_args(arguments)
     print("\n".join(_table(options)))
     return 0
@@ -137,16 +142,16 @@ def _table(options: argparse.Namespace) -> list[str]:
     budgets = options.eps or [weights.strength("medium")[1]]
     rows = []
     for eps in budgets:
-        rows.append(["the generator alone", f"{eps:g}", "0", "", *measure(trial, plain, plain, eps)])
-        for steps in options.steps:
-            for pixels in options.pixels or [usual.pixels]:
-                settings = replace(usual, steps=steps, pixels=pixels, owner=options.owner)
-                engine = RefiningEngine(plain, recognizer, restorer, "cpu", settings)
-                rows.append(["refined", f"{eps:g}", f"{steps}", f"{pixels:g}", *measure(trial, engine, plain, eps)])
-                print(f"{steps} steps, budget {eps:g}, pixels {pixels:g}: done", file=sys.stderr, flush=True)
-    head = ["masks", "eps", "steps", "pixels", "s a face", "PSNR (dB)", "restored (dB)"]
+        rows.append(["the generator alone", f"{eps:g}", "0", "", "", *measure(trial, plain, plain, eps)])
+        for steps, pixels, away in product(options.steps, options.pixels or [usual.pixels], options.away):
+            settings = replace(usual, steps=steps, pixels=pixels, away=away, owner=options.owner)
+            engine = RefiningEngine(plain, recognizer, restorer, "cpu", settings)
+            chosen = [f"{value:g}" for value in (eps, steps, pixels, away)]
+            rows.append(["refined", *chosen, *measure(trial, engine, plain, eps)])
+            print(f"budget {eps:g}, {steps} steps, pixels {pixels:g}, away {away:g}: done", file=sys.stderr, flush=True)
+    head = ["masks", "eps", "steps", "pixels", "away", "s a face", "PSNR (dB)", "restored (dB)"]
     for judge in judges:
-        head += [f"{judge.name}: {figure}" for figure in ("ASR", "dodging", "re-verified")]
+        head += [f"{judge.name}: {figure}" for figure in ("ASR", "dodging", "re-verified", "erased")]
     what = f"{len(trial.crops)} faces, {options.targets} targets by another photo"
     return [f"{what}; in percent at FAR {FAR:g}, and the mean cosine.", "", *markdown_table(head, rows)]
 

@@ -69,7 +69,7 @@ def train(
     ] = None,
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, tables and pictures.")] = Path("runs/default"),
     preset: Annotated[
-        str, typer.Option(help="Settings: cpu, gpu, paper, polish, sharpen, smoke, or a .toml file.")
+        str, typer.Option(help="Settings: cpu, gpu, paper, polish, replay, sharpen, smoke, or a .toml file.")
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoints.")] = False,
     max_minutes: Annotated[
@@ -111,7 +111,7 @@ def train(
     from emask.train import config as settings
     from emask.train.noise import choose_pool
     from emask.train.place import join
-    from emask.train.prepare import open_surrogates, open_validation, prepare
+    from emask.train.prepare import open_recognizer, open_surrogates, open_validation, prepare
     from emask.train.run import check_before, note_command, run_stages
     from emask.weights import models_dir
 
@@ -172,9 +172,10 @@ def train(
     validation = None
     if place.first and stages != (1,):
         validation = open_validation(prepared, recognizer_folder, surrogates, config)
+    recognizer = open_recognizer(config, place) if 3 in stages else None
     run_stages(
         stages, prepared.training, surrogates, config, place, run, bars.stage, validation=validation, resume=resume,
-        start_from=start_from, say=lambda line: typer.echo(line, err=True),
+        start_from=start_from, say=lambda line: typer.echo(line, err=True), recognizer=recognizer,
     )  # fmt: skip
     if place.first:
         typer.echo(f"done: {run}. Next: emask export {run}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from emask.engine.torch import convert
 from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
 from emask.train.noise import Redetection, moved
+from emask.train.surrogates import fold
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Refinement:
         owner, owner_margin: weight of the term away from the owner, and the cosine under which it is content.
         roughness: weight of unevenness where the photo is smooth.
         pixels, identity: weights of what the restorer leaves behind, and of how far its faces are from their owners.
+        away, away_margin: weight of its faces' likeness to the target, and the cosine under which that is content.
         noise: standard deviation of the noise on what the recognizer sees, [-1, 1] units.
     """
 
@@ -43,11 +46,14 @@ class Refinement:
     owner: float = 0.5
     owner_margin: float = 0.1
     roughness: float = 40.0
-    pixels: float = 6.5
+    pixels: float = 5.5
     identity: float = 0.3
+    away: float = 0.2
+    away_margin: float = 0.1
     noise: float = 0.03
 
 
+SQUARE = slice(MARGIN, MARGIN + INNER)
 WITHOUT = "use --refine 0 to do without"
 
 
@@ -78,9 +84,8 @@ class RefiningEngine:
         self.refinement = refinement or Refinement()
         self.batch_size = batch_size
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        self._recognizer = convert(recognizer, self._device, WITHOUT)[0]
-        self._restorer = None if restorer is None else convert(restorer, self._device, WITHOUT)[0]
-        self._window = torch.from_numpy(feather())[None, None].to(self._device)
+        self._recognizer = fold(convert(recognizer, self._device, WITHOUT)[0])
+        self._restorer = None if restorer is None else fold(convert(restorer, self._device, WITHOUT)[0])
 
     def protect(
         self,
@@ -118,56 +123,77 @@ class RefiningEngine:
         return self.engine.embed(crops)
 
     def _embed(self, crop: Tensor) -> Tensor:
-        square = slice(MARGIN, MARGIN + INNER)
-        return self._recognizer(crop[:, :, square, square])  # type: ignore[no-any-return]
+        return self._recognizer(crop[:, :, SQUARE, SQUARE])  # type: ignore[no-any-return]
 
     def _refine(self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor) -> np.ndarray:
-        """(B, 3, S, S) crops, edits and changes, (B, D) targets, to (B, 3, S, S) changes."""
-        settings = self.refinement
-        count = len(crop)
-        start = change - edit
-        budget = start.square().sum((1, 2, 3)).sqrt()
-        with torch.no_grad():
-            owner = self._embed(crop)
-        # seeded, and alike for all faces of a batch: the same photo gets the same mask every time
-        generator = torch.Generator().manual_seed(0)
-        redetection = Redetection()
+        refined = refine(crop, edit, change, target, self.refinement, self._embed, self._restorer)
+        return np.asarray(refined.cpu().numpy())
 
-        def again(images: list[Tensor], spread: float, mode: str) -> list[Tensor]:
-            angle, zoom, right, down = (spread * torch.randn(4, generator=generator)).tolist()
-            shift = 2 * redetection.shift / 128
-            angle, zoom = math.radians(redetection.degrees) * angle, math.exp(redetection.zoom * zoom)
-            a, z, r, d = (crop.new_full((count, 1, 1), x) for x in (angle, zoom, shift * right, shift * down))
-            return moved(images, a, z, r, d, mode)
 
-        def masked(mask: Tensor) -> Tensor:
-            """The change: grey, feathered, within the budget, the result within [-1, 1]."""
-            grey = mask.expand(-1, 3, -1, -1) * self._window
-            norm = torch.sqrt(grey.square().sum((1, 2, 3)) + 1e-12)
-            grey = grey * (budget / norm).clamp(max=1.0).view(-1, 1, 1, 1)
-            return (crop + edit + grey).clamp(-1, 1) - crop
+def refine(
+    crop: Tensor, edit: Tensor, change: Tensor, target: Tensor, settings: Refinement,
+    embed: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """Masks taken further by gradient steps, each within the budget it comes with.
 
-        # the generator's mask carries the window already: what is refined is added to it
-        first = start.mean(1, keepdim=True) / self._window.clamp(min=0.05)
-        mask = first.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([mask], lr=settings.lr)
-        for _ in range(settings.steps):
-            protected = crop + masked(mask)
-            (seen,) = again([protected], 2.0, "bilinear")
-            noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
-            embedding = self._embed(seen + settings.noise * noise)
-            loss = losses.toward(embedding, target, settings.reach)
-            loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
-            loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
-            if self._restorer is not None and (settings.pixels or settings.identity):
-                found, wanted = again([protected, crop + edit], 1.0, "bicubic")
-                found = found.clamp(-1, 1)
-                restored = found + self._restorer(found)
-                loss = loss + settings.pixels * losses.pixels(restored, wanted)
-                if settings.identity:  # a pass through the recognizer
-                    loss = loss + settings.identity * losses.identity(self._embed(restored), owner)
-            # the terms are means over the faces; their sum leaves each face its own gradient
-            (mask.grad,) = torch.autograd.grad(count * loss, [mask])
-            optimizer.step()
-        with torch.no_grad():
-            return np.asarray(masked(mask).cpu().numpy())
+    Args:
+        crop: (B, 3, S, S) float32 in [-1, 1].
+        edit: (B, 3, S, S), the part of the change that is no mask and stays as it is.
+        change: (B, 3, S, S), edit and mask together; the L2 norm of the mask is its budget.
+        target: (B, D) unit embeddings.
+        embed: the recognizer, (B, 3, S, S) to (B, D).
+        restore: the restorer, (B, 3, S, S) in [-1, 1] to its change; None leaves out its terms.
+
+    Returns:
+        (B, 3, S, S) changes; crop + change lies in [-1, 1]. Seeded, and alike for all faces of a batch: the same face
+        gets the same mask every time.
+    """
+    count = len(crop)
+    window = torch.from_numpy(feather())[None, None].to(crop.device)
+    start = change - edit
+    budget = start.square().sum((1, 2, 3)).sqrt()
+    with torch.no_grad():
+        owner = embed(crop)
+    generator = torch.Generator().manual_seed(0)
+    redetection = Redetection()
+
+    def again(images: list[Tensor], spread: float, mode: str) -> list[Tensor]:
+        angle, zoom, right, down = (spread * torch.randn(4, generator=generator)).tolist()
+        shift = 2 * redetection.shift / 128
+        angle, zoom = math.radians(redetection.degrees) * angle, math.exp(redetection.zoom * zoom)
+        a, z, r, d = (crop.new_full((count, 1, 1), x) for x in (angle, zoom, shift * right, shift * down))
+        return moved(images, a, z, r, d, mode)
+
+    def masked(mask: Tensor) -> Tensor:
+        """The change: grey, feathered, within the budget, the result within [-1, 1]."""
+        grey = mask.expand(-1, 3, -1, -1) * window
+        norm = torch.sqrt(grey.square().sum((1, 2, 3)) + 1e-12)
+        grey = grey * (budget / norm).clamp(max=1.0).view(-1, 1, 1, 1)
+        return (crop + edit + grey).clamp(-1, 1) - crop
+
+    # the generator's mask carries the window already: what is refined is added to it
+    first = start.mean(1, keepdim=True) / window.clamp(min=0.05)
+    mask = first.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([mask], lr=settings.lr)
+    for _ in range(settings.steps):
+        protected = crop + masked(mask)
+        (seen,) = again([protected], 2.0, "bilinear")
+        noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
+        embedding = embed(seen + settings.noise * noise)
+        loss = losses.toward(embedding, target, settings.reach)
+        loss = loss + settings.owner * losses.owner([embedding], [owner], settings.owner_margin)
+        loss = loss + settings.roughness * losses.roughness(protected - crop, crop)
+        if restore is not None and (settings.pixels or settings.identity or settings.away):
+            found, wanted = again([protected, crop + edit], 1.0, "bicubic")
+            found = found.clamp(-1, 1)
+            restored = found + restore(found)
+            loss = loss + settings.pixels * losses.pixels(restored, wanted)
+            if settings.identity or settings.away:  # a pass through the recognizer
+                face = embed(restored)
+                loss = loss + settings.identity * losses.identity(face, owner)
+                loss = loss + settings.away * losses.away(face, target, settings.away_margin)
+        # the terms are means over the faces; their sum leaves each face its own gradient
+        (mask.grad,) = torch.autograd.grad(count * loss, [mask])
+        optimizer.step()
+    with torch.no_grad():
+        return masked(mask)

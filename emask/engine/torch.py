@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def convert(path: Path, device: str, hint: str) -> tuple[torch.nn.Module, list[str]]:
+def convert(path: Path, device: str, hint: str) -> tuple[torch.fx.GraphModule, list[str]]:
     """A graph as a frozen module in evaluation mode, and its inputs' names in the order the module takes them.
 
     Args:

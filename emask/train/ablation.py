@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     from platformdirs import user_cache_path
 
     from emask.train.place import join
-    from emask.train.prepare import open_surrogates, open_validation, prepare
+    from emask.train.prepare import open_recognizer, open_surrogates, open_validation, prepare
     from emask.train.run import check_before, run_stages
     from emask.weights import models_dir
 
@@ -101,6 +101,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     cache = user_cache_path("emask") / "training"
     prepared = prepare(options.data, surrogates, models_dir() / "targets", cache, config, place)
     validation = open_validation(prepared, options.recognizers, surrogates, config)
+    recognizer = open_recognizer(config, place)
     if validation is None:
         raise TrainingError("nobody judges", "an ablation needs recognizers that are no surrogates")
 
@@ -124,7 +125,10 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
             folder.mkdir(exist_ok=True)
             shutil.copy(first / "stage1.pt", folder / "stage1.pt")
             began = time.monotonic()
-            made = run_stages((2, 3), prepared.training, surrogates, replace(changed, seed=seed), place, folder, quiet)
+            made = run_stages(
+                (2, 3), prepared.training, surrogates, replace(changed, seed=seed), place, folder, quiet,
+                recognizer=recognizer,
+            )  # fmt: skip
             scores = validation.score(
                 made.modules["generator"], made.modules["restorer"], changed.phases[-1].eps, place.device, changed.bf16
             )

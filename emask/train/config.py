@@ -96,6 +96,9 @@ class TrainConfig:
         eps: L2 budget at the start of stage 2, [-1, 1] units over a crop.
         injection: largest weight w of the clean decoding that training draws; half of the crops get 0.
         clean: share of stage 3's crops that carry no mask: erasing must leave a clean face alone.
+        refined: share of stage 3's steps on refined masks; 0 for the generator's alone.
+        refine_every: stage 3 refines the masks of a batch once in so many steps.
+        replay: how many refined masks stage 3 keeps to train on; the oldest go.
         bf16: autocast to bfloat16.
         watch: minutes between curves, sample pictures and validation; 0 only at a stage's end.
         validate: people whose photos leave training and serve validation; 0 for none.
@@ -127,6 +130,9 @@ class TrainConfig:
     away_margin: float = 0.1
     injection: float = 0.3
     clean: float = 0.1
+    refined: float = 0.0
+    refine_every: int = 20
+    replay: int = 1024
     bf16: bool = True
     watch: float = 5.0
     validate: int = 64
@@ -138,6 +144,9 @@ class TrainConfig:
             raise UsageError(f"no attack named {self.attack!r}", f"there are: {', '.join(attacks)}")
         if self.primaries not in ("all", "one"):
             raise UsageError(f"primaries is {self.primaries!r}", "say all or one")
+        if not 0 <= self.refined <= 1 or self.refine_every < 1 or self.replay < 1:
+            said = f"refined {self.refined:g}, refine_every {self.refine_every}, replay {self.replay}"
+            raise UsageError(f"{said}: these cannot be", "refined is a share, the other two are at least 1")
         ends = [0.0, *(phase.until for phase in self.phases)]
         if ends[-1] != 1.0 or any(before >= end for before, end in zip(ends, ends[1:], strict=False)):
             raise UsageError(f"phases end at {ends[1:]}", "let their `until` ascend to 1.0, the end of the stage")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emask.errors import TrainingError
-from emask.face.align import CROP, align, estimate
+from emask.face.align import CROP, INNER, align, estimate
 from emask.images import load_photo
 from emask.train.config import TrainConfig
 from emask.train.data import load_crops
@@ -20,9 +20,9 @@ from emask.train.dataset import TrainingSet
 from emask.train.distill import to_float
 from emask.train.labels import read_labels
 from emask.train.place import Place
-from emask.train.surrogates import Surrogate, read_cards
+from emask.train.surrogates import Surrogate, SurrogateCard, read_cards
 from emask.train.validation import FAR, Validation, choose_people
-from emask.weights import sha256
+from emask.weights import sha256, shipped_path
 
 # Surrogates when none are named: the recognizers of this fold.
 DEFAULT_FOLD = "A"
@@ -51,6 +51,19 @@ def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
         if probe.grad is None or not bool(probe.grad.abs().sum() > 0):
             raise TrainingError(f"{surrogate.card.name} gives no gradient", "leave it out with --surrogate")
     return surrogates
+
+
+def open_recognizer(config: TrainConfig, place: Place) -> Surrogate | None:
+    """The project's own recognizer, differentiable, where stage 3 is to refine masks; else None.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    if not config.refined:
+        return None
+    grey = (127.5, 127.5, 127.5)  # its input is in [-1, 1], as the crops are
+    card = SurrogateCard("emask", shipped_path("recognizer"), (INNER, INNER), grey, grey)
+    return Surrogate(card).eval().to(place.device)
 
 
 def embed_crops(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from emask.errors import TrainingError, UsageError
 from emask.nets.blocks import fold_norms
@@ -110,6 +110,7 @@ def run_stages(
     stages: Sequence[int], data: TrainingSet, surrogates: Sequence[Surrogate], config: TrainConfig, place: Place,
     folder: Path, report: Callable[[int], Report], *, validation: Validation | None = None, resume: bool = False,
     start_from: Path | None = None, say: Callable[[str], None] = lambda line: None,
+    recognizer: nn.Module | None = None,
 ) -> Stage:  # fmt: skip
     """Train stages in turn; returns the last of them.
 
@@ -122,11 +123,12 @@ def run_stages(
         start_from: trained weights: stage 1 goes on from their E and D, stage 2 from the rest; for the curriculum see
             `config.climbed`.
         say: told what a user should know.
+        recognizer: on the place's device; see `Setting`.
 
     Raises:
         TrainingError: a stage lacks what it begins with, or a checkpoint cannot be written.
     """
-    setting = Setting(data.to(place.device), config, place, surrogates)
+    setting = Setting(data.to(place.device), config, place, surrogates, recognizer)
     for number in stages:
         stage = open_stage(number, setting, folder, start_from, say, 1 in stages)
         run_stage(stage, Run(folder, report(number) if place.first else _silent, validation, resume))

@@ -63,6 +63,8 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
     surrogates = [surrogate.to(place.device) for surrogate in open_surrogates(recognizers, None)]
     cache = user_cache_path("emask") / "training"
     prepared = prepare(data, surrogates, models_dir() / "targets", cache, config, place)
+    # refining comes in bursts, which a few steps cannot measure
+    config = replace(config, refined=0.0)
     setting = Setting(prepared.training.to(place.device), config, place, surrogates)
 
     class Operations(TorchDispatchMode):

@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from emask.engine.refine import Refinement, refine
+from emask.errors import TrainingError
 from emask.nets.generator import Generator
 from emask.nets.restorer import Restorer
 from emask.train.dataset import Batch
-from emask.train.masking import MaskingStage
+from emask.train.masking import MaskingStage, Request
 from emask.train.stage import Setting
+
+# Budgets of the masks, as factors of the last phase's: from a little above `--strength low` to `high`.
+SPREAD = (0.7, 1.5)
+
+
+class Replay:
+    """The newest refined masks. Making one costs as much as some twenty steps of training on it.
+
+    Args:
+        capacity: how many to keep.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows["index"]) if self.rows else 0
+
+    def add(self, rows: dict[str, Tensor]) -> None:
+        """Add some, named tensors with a row each; the oldest go."""
+        if self.rows:
+            rows = {name: torch.cat([self.rows[name], value]) for name, value in rows.items()}
+        self.rows = {name: value[-self.capacity :] for name, value in rows.items()}
+
+    def take(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Those at the given places."""
+        return {name: value[chosen] for name, value in self.rows.items()}
 
 
 class RestorerStage(MaskingStage):
     """Pixels to x, identity of the owner, away from the target.
 
+    With `refined`, a share of the steps is on masks as `protect` makes them, refined through this very restorer: so the
+    masks move towards what it can take off while it learns to take off what they have become.
+
     Args:
-        setting: data, settings, place and surrogates.
+        setting: data, settings, place, surrogates, and the recognizer where masks are to be refined.
         generator, restorer: stage 2's.
+
+    Raises:
+        TrainingError: masks are to be refined and there is no recognizer.
     """
 
     number = 3
@@ -31,19 +70,76 @@ class RestorerStage(MaskingStage):
         self.add("restorer", self.restorer)
         self.parameters = list(restorer.parameters())
         self.optimize("restorer", self.parameters, (0.9, 0.99))
+        if self.config.refined and setting.recognizer is None:
+            raise TrainingError("no recognizer to refine masks through", "set refined = 0 in the preset")
+        self.recognizer = setting.recognizer
+        self.replay = Replay(self.config.replay)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        # the curriculum is over: all targets; budgets up to those of `--strength high`
-        request = self.request(batch, 1.0, self.config.phases[-1].eps, (0.7, 1.5))
+        # the curriculum is over: all targets
+        request = self.request(batch, 1.0, self.config.phases[-1].eps, SPREAD)
+        if self.config.refined:
+            few = max(1, self.config.replay // 8)
+            if self.step_count % self.config.refine_every == 0 or len(self.replay) < few:
+                self._refine(batch, request)
+        if self.config.refined and self.sampler.rng.random() < self.config.refined:
+            request, change = self._replayed(request)
+        else:
+            change = self._change(request)
         masked = self.draws.uniform(len(request.crop)) >= self.config.clean
-        eps = request.eps * masked.to(request.eps)
-        with torch.no_grad():
-            with self.place.autocast(self.config.bf16):
-                mask, edit = self.generator.mask(
-                    request.crop, request.target, request.a, request.b, request.w, edit=request.edit
-                )
-            protected = request.crop + self.generator.compose(request.crop, mask, edit, eps)
+        protected = request.crop + change * masked.to(change).view(-1, 1, 1, 1)
         k = self.step_count % len(self.surrogates)
         terms = self.restoration(self.restorer, protected, request, k)
         self.update(self.weighted(terms), ("restorer", self.parameters), clip=1.0)
         return terms
+
+    def _change(self, request: Request, edit: bool = True) -> Tensor:
+        with torch.no_grad():
+            with self.place.autocast(self.config.bf16):
+                b = request.b if edit else request.a
+                mask, edits = self.generator.mask(
+                    request.crop, request.target, request.a, b, request.w, edit=request.edit and edit
+                )
+            return self.generator.compose(request.crop, mask, edits, request.eps)
+
+    def _refine(self, batch: Batch, request: Request) -> None:
+        """Refine this batch's masks, without edits, for the replay."""
+        recognizer, restorer, crop = self.recognizer, self.restorer, request.crop
+        assert recognizer is not None
+
+        def embed(images: Tensor) -> Tensor:
+            with self.place.autocast(self.config.bf16):
+                return recognizer(images).float()  # type: ignore[no-any-return]
+
+        def restore(images: Tensor) -> Tensor:
+            with self.place.autocast(self.config.bf16):
+                return restorer(images).float()  # type: ignore[no-any-return]
+
+        restorer.requires_grad_(False)
+        change = self._change(request, edit=False)
+        change = refine(crop, torch.zeros_like(crop), change, request.target, Refinement(), embed, restore)
+        restorer.requires_grad_(True)
+        place = self.place
+        rows = {
+            "index": place.part(torch.from_numpy(batch.indices)).to(place.device),
+            "mirrored": place.part(torch.from_numpy(batch.mirrored)).to(place.device),
+            "change": change.half(),
+        }
+        self.replay.add(rows | {f"wanted{k}": wanted for k, wanted in enumerate(request.wanted)})
+
+    def _replayed(self, request: Request) -> tuple[Request, Tensor]:
+        """The same request for crops of the replay, and their changes."""
+        chosen = torch.from_numpy(self.sampler.rng.integers(len(self.replay), size=len(request.crop)))
+        rows = self.replay.take(chosen.to(self.place.device))
+        sources = [embedded[rows["index"]] for embedded in self.data.surrogate]
+        wanted = [rows[f"wanted{k}"] for k in range(len(sources))]
+        crop = self.data.crops(rows["index"], rows["mirrored"])
+        return replace(request, crop=crop, sources=sources, wanted=wanted), rows["change"].float()
+
+    def extra(self) -> dict[str, Any]:
+        """The refined masks."""
+        return self.replay.rows
+
+    def restore_extra(self, extra: dict[str, Any]) -> None:
+        """Take them back; one of several processes begins anew, since the checkpoint has the first one's only."""
+        self.replay.rows = {} if self.place.world > 1 else {k: v.to(self.place.device) for k, v in extra.items()}

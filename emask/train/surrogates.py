@@ -91,8 +91,12 @@ class Subsampled(nn.Module):
         return self.conv(x)[:, :, :: self.stride[0], :: self.stride[1]]
 
 
-def _fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Fold batch norms into the convolutions before them and replace PReLU by its frozen form."""
+def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same frozen network, faster through forward and backward pass.
+
+    Batch norms become part of the convolutions before them, PReLU takes its frozen form, strided depthwise convolutions
+    theirs; memory is channels last.
+    """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     modules = dict(graph.named_modules())
@@ -131,7 +135,7 @@ def _fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
                 graph.add_submodule(name, Subsampled(module))
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return graph
+    return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class Surrogate(nn.Module):
@@ -148,7 +152,7 @@ class Surrogate(nn.Module):
 
         self.card = card
         graph = onnx2torch.convert(onnx.load(str(card.file))).eval()
-        self.net = _fold(graph).to(memory_format=torch.channels_last)
+        self.net = fold(graph)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))

@@ -71,6 +71,23 @@ def surrogates(recognizer_folder: Path) -> list[Surrogate]:
     return [Surrogate(cards[name]).eval() for name in ("one", "two")]
 
 
+class Projection(nn.Module):
+    """A recognizer in as far as it has unit embeddings of 256 numbers and a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.project = nn.Linear(3 * 16 * 16, 256)
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.project(nn.functional.avg_pool2d(crops, 8).flatten(1)), dim=1)
+
+
+@pytest.fixture(scope="session")
+def projection() -> nn.Module:
+    return Projection().requires_grad_(False)
+
+
 @pytest.fixture(scope="session")
 def training_set(surrogates: list[Surrogate]) -> TrainingSet:
     """Two pictures each of 12 people, every third without labels; the first two people are the built-in targets."""
@@ -128,11 +145,11 @@ def run(
 
 @pytest.fixture
 def stage_of(
-    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path, projection: nn.Module
 ) -> OpenStage:
     """A stage by number; what it begins with comes from the finished run, or another folder."""
 
     def make(number: int, config: TrainConfig = tiny_config, folder: Path = run) -> Stage:
-        return open_stage(number, Setting(training_set, config, Place(), surrogates), folder)
+        return open_stage(number, Setting(training_set, config, Place(), surrogates, projection), folder)
 
     return make

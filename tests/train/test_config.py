@@ -15,6 +15,12 @@ from emask.train.noise import choose_pool
 PRESETS = preset_names()
 
 
+@pytest.mark.parametrize("wrong", [{"refined": 1.5}, {"refine_every": 0}, {"replay": 0}])
+def test_refining_in_training_has_limits(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="cannot be"):
+        TrainConfig(**wrong)  # type: ignore[arg-type]
+
+
 def test_there_are_presets() -> None:
     assert {"cpu", "gpu", "paper", "polish", "sharpen", "smoke"} <= set(PRESETS)
 

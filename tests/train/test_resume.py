@@ -39,15 +39,16 @@ def same(first: Any, second: Any) -> bool:
     return torch.equal(first, second) if isinstance(first, Tensor) else first == second
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(("number", "refined"), [(1, 0.0), (2, 0.0), (3, 0.0), (3, 0.7)])
 def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
-    stage_of: OpenStage, tiny_config: TrainConfig, tmp_path: Path, number: int, one_thread: None
+    stage_of: OpenStage, tiny_config: TrainConfig, tmp_path: Path, number: int, refined: float, one_thread: None
 ) -> None:
     """From the checkpoint of every step, one of them just before stage 1's classifier labels the rest of the photos."""
     assert tiny_config.steps is not None
     last = tiny_config.steps[number - 1]
     name = f"stage{number}.pt"
-    whole = stage_of(number)
+    config = replace(tiny_config, refined=refined, refine_every=2, replay=6)
+    whole = stage_of(number, config)
     step = whole.step
 
     def keep_and_step(progress: float) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
         folder.mkdir()
         shutil.copy(tmp_path / f"after-{interrupted}.pt", folder / name)
         shutil.copy(tmp_path / f"stage{number}.csv", folder)  # with rows of steps that were lost
-        again = stage_of(number)
+        again = stage_of(number, config)
         run_stage(again, Run(folder, resume=True, save_every=0.0))
         assert same(checkpoint.load(folder / name, ""), expected), f"interrupted after step {interrupted}"
         if interrupted in (1, last - 1):

@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emask.attributes import ATTRIBUTES, HAIR_COLOURS
+from emask.errors import TrainingError
 from emask.nets.discriminator import Discriminator
 from emask.nets.generator import Editor, Generator
 from emask.nets.restorer import Restorer
 from emask.train import losses, masking
 from emask.train.config import Phase, TrainConfig, Weights
 from emask.train.dataset import Batch, Sampler, TrainingSet
-from emask.train.masking import EDITABLE
+from emask.train.masking import EDITABLE, Request
 from emask.train.noise import Redetection
 from emask.train.place import Place
 from emask.train.stage import Setting
@@ -30,6 +31,7 @@ BUDGET = 15.0
 WITH_RESTORER = (Phase(1.0, 2, 100, 0.5, BUDGET, True),)
 WITHOUT_RESTORER = (Phase(1.0, 2, 100, 0.5, BUDGET, False),)
 MakeStage = Callable[[TrainConfig], MaskStage]
+MakeRestorerStage = Callable[..., RestorerStage]
 
 
 @pytest.fixture
@@ -244,6 +246,93 @@ def test_a_restorer_that_has_nothing_to_do_stays_finite(
     terms = stage.step(0.1)
     assert terms["pixels"].item() == pytest.approx(0, abs=1e-5)
     assert all(torch.isfinite(p).all() for p in stage.parameters)
+
+
+@pytest.fixture
+def refined_stage(training_set: TrainingSet, surrogates: list[Surrogate], projection: nn.Module) -> MakeRestorerStage:
+    """Stage 3 with a generator whose masks are beyond the budget."""
+
+    def make(config: TrainConfig, recognizer: nn.Module | None = projection) -> RestorerStage:
+        torch.manual_seed(0)
+        editor = Editor(config.net).eval()
+        generator, restorer = Generator(editor), Restorer(editor)
+        with torch.no_grad():
+            for parameter in generator.protected_decoder.parameters():
+                parameter += 0.15 * torch.randn_like(parameter)
+        return RestorerStage(Setting(training_set, config, Place(), surrogates, recognizer), generator, restorer)
+
+    return make
+
+
+def changes_of(stage: RestorerStage) -> tuple[Tensor, Tensor]:
+    """Crops and changes that a step of stage 3 hands to the restorer."""
+    caught: list[tuple[Tensor, Tensor]] = []
+    restoration = stage.restoration
+
+    def catch(restorer: Restorer, protected: Tensor, request: Request, k: int) -> dict[str, Tensor]:
+        caught.append((request.crop, protected - request.crop))
+        return restoration(restorer, protected, request, k)
+
+    stage.restoration = catch  # type: ignore[method-assign]
+    stage.step(0.5)
+    return caught[0]
+
+
+def test_stage_three_trains_on_masks_as_protect_refines_them(
+    refined_stage: MakeRestorerStage, tiny_config: TrainConfig
+) -> None:
+    """The crops are the batch's, the changes as large as the generator's and others; the twin is without refining."""
+    config = replace(tiny_config, refined=1.0, refine_every=2, replay=10, clean=0.0)
+    stage, twin = refined_stage(config), refined_stage(replace(config, refined=0.0))
+    before = [p.clone() for p in stage.generator.parameters()]
+    (crop, refined), (batch, plain) = changes_of(stage), changes_of(twin)
+    assert len(stage.replay) == len(batch) == config.batch
+    rows = [int((batch == one).flatten(1).all(1).nonzero()[0]) for one in crop]
+    norms = refined.flatten(1).norm(dim=1)
+    assert (norms <= plain[rows].flatten(1).norm(dim=1) * 1.01).all() and (norms > 0.1).all()
+    assert ((refined - plain[rows]).flatten(1).norm(dim=1) > 0.1 * norms).all()
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.generator.parameters(), strict=True))
+    assert all(p.requires_grad for p in stage.restorer.parameters())
+
+
+def test_a_replayed_mask_keeps_its_owner_and_target(refined_stage: MakeRestorerStage, tiny_config: TrainConfig) -> None:
+    """Two batches in the replay, drawn from in another order than they came."""
+    stage = refined_stage(replace(tiny_config, refined=1.0, replay=16))
+    known: list[Request] = []
+    for _ in range(2):
+        batch = stage.sampler.next()
+        request = stage.request(batch, 1.0, BUDGET, (1.0, 1.0))
+        stage._refine(batch, request)
+        known.append(request)
+    replayed, change = stage._replayed(known[0])
+    assert len(change) == len(replayed.crop) == tiny_config.batch
+    crops = torch.cat([request.crop for request in known])
+    for row, crop in enumerate(replayed.crop):
+        (match,) = (crops == crop).flatten(1).all(1).nonzero().flatten().tolist()
+        for k in range(2):
+            assert torch.equal(replayed.wanted[k][row], torch.cat([r.wanted[k] for r in known])[match])
+            assert torch.equal(replayed.sources[k][row], torch.cat([r.sources[k] for r in known])[match])
+
+
+def test_the_replay_keeps_the_newest(refined_stage: MakeRestorerStage, tiny_config: TrainConfig) -> None:
+    config = replace(tiny_config, refined=0.5, refine_every=2, replay=6)
+    stage = refined_stage(config)
+    sizes, seen = [], []
+    for _ in range(5):
+        seen.append(torch.from_numpy(stage.sampler.next().indices.copy()))
+        stage.sampler = Sampler(len(stage.data), 4, seed=len(seen))  # another order each time
+        first = Sampler(len(stage.data), 4, seed=len(seen)).next().indices
+        stage.step(0.5)
+        sizes.append(len(stage.replay))
+        if stage.step_count % 2:
+            assert stage.replay.rows["index"][-4:].tolist() == first.tolist()
+    assert sizes == [4, 4, 6, 6, 6]
+
+
+def test_refined_masks_need_a_recognizer(refined_stage: MakeRestorerStage, tiny_config: TrainConfig) -> None:
+    with pytest.raises(TrainingError, match="no recognizer"):
+        refined_stage(replace(tiny_config, refined=0.5), None)
+    refined_stage(tiny_config, None)
 
 
 def test_the_critic_learns_to_tell_protected_from_real(mask_stage: MakeStage, active: TrainConfig) -> None:
