@@ -62,12 +62,10 @@ def bench_table(document: dict[str, Any]) -> str:
         row("dodging, another photo of the owner", pair(default, "dodging_other", "dodging_other_clean")),
         row("dodging, the same photo", pair(default, "dodging_same", "dodging_same_clean")),
     ]
-    for label, erasing in document["erasing"].items():
-        entries = erasing["recognizers"]
-        lines.append(
-            row(f"erased: accepted as the owner by another photo, {label}",
-                pair(entries, "reverified_other", "reverified_other_clean"))
-        )  # fmt: skip
+    titles = {"reverified_other": "accepted as the owner by another photo", "erased": "not taken for the target"}
+    for figure, title in titles.items():
+        for label, erasing in document["erasing"].items():
+            lines.append(row(f"erased: {title}, {label}", pair(erasing["recognizers"], figure, f"{figure}_clean")))
     first = document["targets"][document["default_target"]]["after_jpeg"]
     erased = next(iter(document["erasing"].values()))["restored"]
     settings = document["settings"]

@@ -29,7 +29,8 @@ def document() -> dict[str, Any]:
         "unseen": {"recognizers": protection(0.5)},
         "erasing": {"default target": {
             "restored": quality,
-            "recognizers": {"judge": {"reverified_other": rate(0.99), "reverified_other_clean": rate(1.0)}},
+            "recognizers": {"judge": {"reverified_other": rate(0.99), "reverified_other_clean": rate(1.0),
+                                      "erased": rate(0.96), "erased_clean": rate(0.98)}},
         }},
     }  # fmt: skip
 
@@ -41,6 +42,7 @@ def test_figures_land_in_their_rows() -> None:
     assert "the photo given | 50.0 (clean 0.5) |" in table
     assert "another picture of them, mean | 86.0 |" in table
     assert "another photo, default target | 99.0 (clean 100.0) |" in table
+    assert "erased: not taken for the target, default target | 96.0 (clean 98.0) |" in table
     assert "33.2 dB (least 32.0)" in table
 
 
