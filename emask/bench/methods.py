@@ -8,7 +8,8 @@ import numpy as np
 
 from emask.bench.peers import PEERS, Peer
 from emask.bench.peers.similarity import Recognizer
-from emask.bench.protocol import Method
+from emask.bench.protocol import Method, inner_square
+from emask.engine import Engine
 from emask.errors import UsageError
 from emask.face.align import INNER
 
@@ -57,14 +58,67 @@ def peer_method(peer: Peer, surrogates: Sequence[Recognizer], tick: Callable[[in
     return Method(protect, None, _pixels)
 
 
+class PeerEngine:
+    """An engine that masks as a peer does, for photos; everything else it hands on.
+
+    Args:
+        engine: opened with a recognizer.
+        name: a peer's.
+        surrogates: white boxes it descends on.
+        target: (1, 3, S, S) float32 crop of the target in [-1, 1], which a peer looks at itself.
+
+    Raises:
+        UsageError: no such peer.
+    """
+
+    def __init__(self, engine: Engine, name: str, surrogates: Sequence[Recognizer], target: np.ndarray) -> None:
+        peer_of(name)
+        self.name = f"torch CPU, {name}"  # peers are not moved to a GPU
+        self._engine, self._peer, self._surrogates = engine, name, surrogates
+        self._target = _pixels(inner_square(target))
+
+    def protect(
+        self, crops: np.ndarray, target: np.ndarray, *, w: float, eps: float, a: np.ndarray | None = None,
+        b: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """The peer's change within an L2 budget of `eps`; see `emask.engine.Engine`.
+
+        Neither the embedding `target` nor w is used, and there are no edits.
+        """
+        return peer_method(peer_of(self._peer, eps), self._surrogates).protect(crops, self._target)
+
+    def erase(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's."""
+        return self._engine.erase(crops)
+
+    def embed(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's."""
+        return self._engine.embed(crops)
+
+
 def baseline(name: str) -> Method:
     """NOTHING or GREY_SQUARE."""
     erase = np.zeros_like if name == NOTHING else np.negative
     return Method(lambda crops, targets: np.zeros_like(crops), erase, _pixels)
 
 
-def method_of(name: str, surrogates: Callable[[], Sequence[Recognizer]]) -> Method:
-    """A baseline or a peer by name, with the parameters of its file.
+def peer_of(name: str, eps: float | None = None) -> Peer:
+    """A peer by name, with the parameters of its file.
+
+    Args:
+        eps: L2 budget over a crop in [-1, 1] units, in the place of its own.
+
+    Raises:
+        UsageError: no such peer.
+    """
+    names = [known for known in method_names() if known in PEERS]
+    if name not in names:
+        raise UsageError(f"no method named {name!r}", f"there are: {', '.join([EMASK, *names])}")
+    return PEERS[name](**({} if eps is None else {"eps": eps, "norm": "l2"}))
+
+
+def method_of(name: str, surrogates: Callable[[], Sequence[Recognizer]], eps: float | None = None) -> Method:
+    """A baseline, or a peer as by `peer_of`.
 
     Args:
         surrogates: opens them; called for peers only.
@@ -74,6 +128,4 @@ def method_of(name: str, surrogates: Callable[[], Sequence[Recognizer]]) -> Meth
     """
     if name in (NOTHING, GREY_SQUARE):
         return baseline(name)
-    if name not in method_names() or name == EMASK:
-        raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
-    return peer_method(PEERS[name](), surrogates())
+    return peer_method(peer_of(name, eps), surrogates())

@@ -22,7 +22,7 @@ from emask.errors import UsageError
 from emask.face.align import CROP, INNER, MARGIN, Similarity, align, estimate, paste_change
 from emask.face.detect import Detector, Face
 from emask.handling import Handling
-from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, true_accept_rate
+from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, similarity, true_accept_rate
 
 # (crops (B, 3, 128, 128) float32 in [-1, 1], target embeddings (B, D)) -> change (B, 3, 128, 128)
 Protect = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -323,6 +323,7 @@ def run(
     fars: Sequence[float] = FARS,
     handlings: Sequence[Handling] = (),
     progress: Progress | None = None,
+    similarities: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Measure one method.
 
@@ -339,6 +340,9 @@ def run(
         handlings: what happens to the files of unseen targets (of the default one where there are none) before they
             are read: each is measured by itself.
         progress: called with (what, done, all).
+        similarities: gets the cosines behind the rates, (N,) float32 with nan for lost faces, as
+            "TARGET/RECOGNIZER/PHOTO-AGAINST": clean, protected and restored photos against the target's photo given and
+            another one (given, target) and against the owner's same and another one (same, owner).
 
     Returns:
         A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
@@ -408,6 +412,18 @@ def run(
             )  # fmt: skip
         return found
 
+    def note(label: str, photo: str, judge: Recognizer, embeddings: np.ndarray, assigned: list[Target]) -> None:
+        """The cosines of one kind of photo."""
+        if similarities is None:
+            return
+        known = fixed[judge.name]
+        against_what = {"given": against(judge, [t.given for t in assigned]), "same": known["original"]}
+        others = [t.other for t in assigned if t.other is not None]
+        if len(others) == len(assigned):
+            against_what["target"] = against(judge, others)
+        for name, wanted in {**against_what, "owner": known["other"]}.items():
+            similarities[f"{label}/{judge.name}/{photo}-{name}"] = similarity(embeddings, wanted).astype(np.float32)
+
     def take_off(files: Sequence[np.ndarray], found: Sequence[Located | None], place: Path) -> list[np.ndarray]:
         """The restored photos as decoded from their own files; those without a face as they are."""
         restored = list(files)
@@ -472,6 +488,9 @@ def run(
                 target_given=given[r.name],
                 target_other=target_other,
             )
+        for r in recognizers:
+            note(label, "protected", r, embedded[r.name], assigned)
+            note(label, "clean", r, fixed[r.name]["clean"], assigned)
         if label == handled:
             for number, handling in enumerate(handlings):
                 if progress:
@@ -484,6 +503,8 @@ def run(
         restored_files = take_off(files, found, folder / label / "restored")
         restored_found = locate([p.name for p in originals], restored_files, detector)
         again = {r.name: embed_located(r, restored_found) for r in recognizers}
+        for r in recognizers:
+            note(label, "restored", r, again[r.name], assigned)
         if label == UNSEEN and with_other:
             identification.update(search(assigned, embedded, again))
         erasing: dict[str, Any] = {

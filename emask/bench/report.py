@@ -19,6 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from emask.bench.identification import FIGURES as RANKED
 from emask.bench.table import ERASING, FIGURES, interval
 from emask.errors import UsageError, as_program
 from emask.images import write_bytes
@@ -29,7 +30,7 @@ REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targe
 # What has a place of its own on the page; the rest is printed as it is, so that nothing is left out.
 PLACED = {
     *REQUIRED, "version", "protocol", "settings", "versions", "models", "judges", "photos", "unseen_targets", "unseen",
-    "default_target", "warnings",
+    "default_target", "warnings", "handling", "identification",
 }  # fmt: skip
 CALIBRATION = {
     "photos": "photos",
@@ -38,7 +39,7 @@ CALIBRATION = {
     "photos_without_face": "photos without a face, left out",
 }
 QUALITY = {"psnr_mean": "PSNR, mean (dB)", "psnr_min": "PSNR, least (dB)", "ssim_mean": "SSIM, mean"}
-SUFFIXES = {"_protected": "protected", "_clean": "clean"}
+SUFFIXES = {"_protected": "protected", "_restored": "restored", "_clean": "clean"}
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -69,6 +70,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no JSON file ({error})", hint) from None
     if not isinstance(document, dict):
         raise UsageError(f"{path}: no benchmark's JSON", hint)
+    if "methods" in document:
+        raise UsageError(f"{path} is of several methods", "name the bench.json in the folder of one of them, beside it")
     missing = [key for key in REQUIRED if key not in document]
     if missing:
         raise UsageError(f"{path}: no benchmark's JSON, it has no {missing[0]!r}", hint)
@@ -191,13 +194,16 @@ def _quality(entries: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["face region", *(QUALITY.get(name, name) for name in names)], rows)
 
 
-def _figures(recognizers: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], measured: str) -> list[str]:
+def _figures(
+    recognizers: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], measured: str, level: str = "FAR"
+) -> list[str]:
     """A table a figure: its rates by recognizer and false accept rate, and what stands beside them.
 
     Args:
-        recognizers: name -> figure -> false accept rate -> rate.
+        recognizers: name -> figure -> level -> rate.
         titles: headings of the figures that have one, in order; the others go by their names.
         measured: which photos the figure itself is about.
+        level: what a figure has several of.
     """
     names = list(dict.fromkeys(name for figures in recognizers.values() for name in figures))
     own = [name for name in names if not name.endswith(tuple(SUFFIXES))]
@@ -209,7 +215,7 @@ def _figures(recognizers: Mapping[str, Mapping[str, Any]], titles: Mapping[str, 
             for far in figures.get(name, {}):
                 cells = [counted(figures.get(name + suffix, {}).get(far)) for suffix in ("", *beside)]
                 rows.append([judge, far, *cells])
-        header = ["recognizer", "FAR", measured, *(SUFFIXES[suffix] for suffix in beside)]
+        header = ["recognizer", level, measured, *(SUFFIXES[suffix] for suffix in beside)]
         parts.append(table(header, rows, titles.get(name, name)))
     return parts
 
@@ -276,6 +282,36 @@ def _sections(document: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _handlings(document: Mapping[str, Any]) -> list[str]:
+    """What is left after each handling of the files, folded away: there may be many."""
+    parts = []
+    titles = FIGURES | {name: f"Erased: {title} (%)" for name, title in ERASING.items()}
+    for name, entry in document.get("handling", {}).items():
+        lost = f"Faces not found again: {entry['not_found']}; in clean photos: {entry['not_found_clean']}."
+        quality = {stage: entry[stage] for stage in ("restored", "clean") if stage in entry}
+        inner = [element("p", lost), *([_quality(quality)] if quality else [])]
+        inner += _figures(entry["recognizers"], titles, "after this")
+        summary = element("summary", f"{name}: {entry['what']}")
+        parts.append("\n".join(["<details>", summary, *inner, "</details>"]))
+    return [element("h2", "After handling"), *parts] if parts else []
+
+
+def _identification(document: Mapping[str, Any]) -> list[str]:
+    found = document.get("identification") or {}
+    if not found:
+        return []
+    rows = []
+    for judge, entry in found.items():
+        lost = ", ".join(f"{kind} {count}" for kind, count in entry["not_found"].items())
+        gallery = entry["gallery"]
+        counts = [entry["probes"], *(gallery[key] for key in ("photos", "people", "distractors"))]
+        rows.append([judge, *map(text, counts), text(gallery["photos_without_face"]), lost])
+    header = ["recognizer", "probes (N)", "photos in the gallery", "people", "of them distractors", "left out: no face",
+              "probes without a face"]  # fmt: skip
+    figures = _figures({judge: entry["figures"] for judge, entry in found.items()}, RANKED, "protected", "Rank")
+    return [element("h2", "Identification: the photo as a query in a gallery"), table(header, rows), *figures]
+
+
 def _photos(document: Mapping[str, Any]) -> list[str]:
     parts = []
     for title, entries in (("Photos", document.get("photos")), ("Unseen targets", document.get("unseen_targets"))):
@@ -314,6 +350,8 @@ def page(document: Mapping[str, Any]) -> str:
         element("p", f"Faces not found again: {document['clean']['not_found']}."),
         *_summary(document),
         *_sections(document),
+        *_identification(document),
+        *_handlings(document),
         *_photos(document),
     ]
     for name, value in document.items():

@@ -108,6 +108,7 @@ def render(document: Mapping[str, Any]) -> str:
             f"{_method(s)}, seed {s['seed']}.",
             "",
         ]
+    lines += [f"**Warning**: {warning}.\n" for warning in document.get("warnings", [])]
     lines += [
         f"Thresholds: {calibration['impostor_pairs']} impostor pairs of {calibration['photos']} photos of "
         f"{calibration['people']} people. JPEG alone: {_quality(document['clean']['after_jpeg'])}.",

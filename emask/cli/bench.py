@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emask.cli import options
-from emask.errors import EmaskError, UsageError
+from emask.cli.console import reporting
+from emask.errors import UsageError
 
-# Recognizers that judge by default: the fold no surrogate comes from.
-BLACK_BOX_FOLD = "B"
+if TYPE_CHECKING:
+    import numpy as np
+
+    from emask.bench.protocol import Method, Target
+    from emask.face.detect import Detector
+    from emask.train.surrogates import Surrogate
+
+EMASK = "emask"  # as in emask.bench.methods, which loads torch
+# Photos and unseen targets of a run, and of one with --quick.
+FULL, QUICK = (200, 8), (30, 4)
+class Fold(str, Enum):
+    """A half of the recognizers: emask looked through those of A in training."""
+
+    A = "A"
+    B = "B"
+
+    @property
+    def other(self) -> Fold:
+        """The half that judges when this one is the white box."""
+        return Fold.B if self is Fold.A else Fold.A
+
 
 
 def bench(
@@ -19,10 +42,15 @@ def bench(
     recognizers: Annotated[Path, typer.Option(help="Folder of recognizers with recognizers.json.")],
     black_box: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A recognizer to judge with; repeatable. [default: those of fold B]"),
+        typer.Option(metavar="NAME", help="A recognizer to judge with; repeatable. [default: those of the other fold]"),
     ] = None,
-    faces: Annotated[int, typer.Option(min=1, help="Photos to protect, one a person.")] = 200,
-    unseen_targets: Annotated[int, typer.Option(min=0, help="People used as targets that no training saw.")] = 8,
+    faces: Annotated[int | None, typer.Option(min=1, help="Photos to protect, one a person. [default: 200]")] = None,
+    unseen_targets: Annotated[
+        int | None, typer.Option(min=0, help="People used as targets that no training saw. [default: 8]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look, not a figure to quote: 30 photos, 4 unseen targets, 1 built-in.")
+    ] = False,
     target: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A built-in target; repeatable. [default: all]")
     ] = None,
@@ -30,11 +58,18 @@ def bench(
         Path | None, typer.Option(help="Folder with another photo NAME.jpg of built-in targets.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="emask, or a peer as pgd, mi-fgsm, tip-im; or nothing, grey-square: baselines.")
-    ] = "emask",
-    surrogate: Annotated[
-        list[str] | None, typer.Option(help="A peer's white box; repeatable. [default: those of fold A]")
+        list[str] | None,
+        typer.Option(
+            help="emask, or a peer as pgd, mi-fgsm, tip-im; or nothing, grey-square: baselines. "
+            "Repeatable: all on the same photos, side by side. [default: emask]"
+        ),
     ] = None,
+    surrogate: Annotated[
+        list[str] | None, typer.Option(help="A peer's white box; repeatable. [default: those of the fold]")
+    ] = None,
+    fold: Annotated[
+        Fold, typer.Option(help="Recognizers that are white boxes to peers; those of the other fold judge.")
+    ] = Fold.A,
     generator: Annotated[Path | None, typer.Option(help="Generator file. [default: the one that ships]")] = None,
     key: Annotated[Path | None, typer.Option(help="Restorer file. [default: the one that ships]")] = None,
     handling: Annotated[
@@ -43,6 +78,10 @@ def bench(
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
     strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
+    eps: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="L2 budget over a crop, in [-1, 1] units. [default: strength's, each peer's own]"),
+    ] = None,
     refine: options.Refine = None,
     seed: Annotated[int, typer.Option(help="Decides which people are taken.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -53,144 +92,253 @@ def bench(
     from emask.train.threads import prepare_process
 
     prepare_process()
-    import json
-    import sys
-
-    try:
-        from emask.bench.table import render
-
-        document = measure(
-            data, recognizers, black_box, faces, unseen_targets, target, target_others, method, surrogate, generator,
-            key, handling, quality, strength, refine, seed, device,
+    with reporting("bench", as_json):
+        usual = QUICK if quick else FULL
+        faces = usual[0] if faces is None else faces
+        unseen_targets = usual[1] if unseen_targets is None else unseen_targets
+        run = Bench(
+            data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate, fold,
+            generator, key, handling, quality, strength, eps, refine, seed, device,
         )  # fmt: skip
-        text = json.dumps(document, indent=1)
-        table = render(document)
-        if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "bench.json").write_text(text + "\n", encoding="utf-8")
-            (output / "bench.md").write_text(table, encoding="utf-8")
+        methods = list(dict.fromkeys(method or [EMASK]))
+        measured = {}
+        for name, one in run.measure(methods):
+            measured[name] = one
+            if output is not None and len(methods) > 1:  # what is done is kept, whatever becomes of the next
+                write({name: one}, output / name)
+        text, table = write(measured, output)
         print(text if as_json else table)
-    except EmaskError as error:
-        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
 
 
-def measure(
-    data: Path,
-    recognizers: Path,
-    black_box: list[str] | None,
-    faces: int,
-    unseen_targets: int,
-    target: list[str] | None,
-    target_others: Path | None,
-    method: str,
-    surrogate: list[str] | None,
-    generator: Path | None,
-    key: Path | None,
-    handling: list[str] | None,
-    quality: int,
-    strength: str,
-    refine: int | None,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
-    """Run the photo protocol with exported models; arguments as the command's. Returns the JSON document.
+@dataclass(frozen=True)
+class Measured:
+    """What one method gave: its JSON document, what it cost, and the cosines behind the rates."""
 
-    Raises:
-        EmaskError: for data, recognizers, targets or models that cannot be used.
-    """
-    import sys
-    import tempfile
+    document: dict[str, Any]
+    cost: dict[str, Any]
+    similarities: dict[str, np.ndarray]
+
+
+def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]:
+    """JSON and Markdown of a run, in a folder as well unless None."""
+    import json
 
     import numpy as np
-    from tqdm import tqdm
 
-    from emask import weights
-    from emask.bench import protocol
-    from emask.bench.methods import EMASK, method_names, method_of
-    from emask.engine import open_engine, refined
-    from emask.face.detect import Detector
-    from emask.handling import choose
-    from emask.recognize import load_folder
-    from emask.recognize.cards import folder_cards
+    from emask.bench.sidebyside import plot
+    from emask.bench.sidebyside import render as beside
+    from emask.bench.table import render
 
-    handlings = choose(handling or [], "--handling")
-    if method not in method_names():
-        raise UsageError(f"no method named {method!r}", f"there are: {', '.join(method_names())}")
-    w, eps = weights.strength(strength)
-    steps = weights.refinement(strength) if refine is None else refine
-    files = {
-        "generator": generator or weights.shipped_path("generator"),
-        "restorer": key or weights.shipped_path("restorer"),
-        "recognizer": weights.shipped_path("recognizer"),
-    }
-    names = black_box or [c.name for c in folder_cards(recognizers) if c.fold == BLACK_BOX_FOLD]
-    if not names:
-        raise UsageError(f"no recognizer of fold {BLACK_BOX_FOLD} in {recognizers}", "name some with --black-box")
-    judges = load_folder(recognizers, names, device)
-    settings: dict[str, Any]
-    if method == EMASK:
-        engine = open_engine(**files, device=device)  # type: ignore[arg-type]
-        engine = refined(engine, steps, files["recognizer"], files["restorer"], device)  # type: ignore[arg-type]
-        settings = {"strength": strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
-        measured = protocol.Method(
+    single = len(measured) == 1
+    documents = {name: one.document for name, one in measured.items()}
+    costs = {name: one.cost for name, one in measured.items()}
+    first = next(iter(measured.values()))
+    text = json.dumps(first.document if single else {"methods": documents}, indent=1)
+    table = render(first.document) if single else beside(documents, costs)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "bench.json").write_text(text + "\n", encoding="utf-8")
+        (output / "bench.md").write_text(table, encoding="utf-8")
+        (output / "cost.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+        if single:
+            np.savez_compressed(output / "similarities.npz", **first.similarities)  # type: ignore[arg-type]
+        else:
+            picture = plot(documents)
+            if picture is not None:
+                (output / "methods.png").write_bytes(picture)
+    return text, table
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("emask", "numpy", "torch", "onnxruntime-gpu", "onnxruntime", "facenet-pytorch", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The photo protocol with exported models and peers; attributes as the command's options."""
+
+    data: Path
+    recognizers: Path
+    black_box: list[str] | None
+    faces: int
+    unseen_targets: int
+    target: list[str] | None
+    default_only: bool
+    target_others: Path | None
+    surrogate: list[str] | None
+    fold: Fold
+    generator: Path | None
+    key: Path | None
+    handling: list[str] | None
+    quality: int
+    strength: str
+    eps: float | None
+    refine: int | None
+    seed: int
+    device: str
+
+    def measure(self, methods: Sequence[str]) -> Iterator[tuple[str, Measured]]:
+        """Each method in turn, all on the same photos, targets and judges.
+
+        Raises:
+            EmaskError: for methods, data, recognizers, targets or models that cannot be used.
+        """
+        import sys
+        import tempfile
+
+        from tqdm import tqdm
+
+        from emask import weights
+        from emask.bench import protocol
+        from emask.bench.cost import timed
+        from emask.bench.doubts import doubts
+        from emask.bench.methods import method_names
+        from emask.bench.peers import PEERS
+        from emask.face.detect import Detector
+        from emask.handling import choose
+        from emask.recognize import load_folder
+        from emask.recognize.cards import folder_cards
+        from emask.train.prepare import DEFAULT_FOLD, open_surrogates
+
+        handlings = choose(self.handling or [], "--handling")
+        for name in methods:
+            if name not in method_names():
+                raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
+        if EMASK in methods:  # what is wrong with them is said before recognizers are opened
+            weights.strength(self.strength)
+            self._files()
+        cards = folder_cards(self.recognizers)
+        trained = [c.name for c in cards if c.fold == DEFAULT_FOLD]
+        white_box = self.surrogate or [c.name for c in cards if c.fold == self.fold.value]
+        names = self.black_box or [c.name for c in cards if c.fold == self.fold.other.value]
+        if not names:
+            hint = "name some with --black-box"
+            raise UsageError(f"no recognizer of fold {self.fold.other.value} in {self.recognizers}", hint)
+        peers = [name for name in methods if name in PEERS]
+        if peers and not white_box:
+            raise UsageError(f"no recognizer of fold {self.fold.value} for {peers[0]}", "name some with --surrogate")
+        surrogates = open_surrogates(self.recognizers, white_box) if peers else []
+        ready = [self._prepare(name, surrogates) for name in methods]
+        judges = load_folder(self.recognizers, names, self.device)
+        detector = Detector(device=self.device)  # type: ignore[arg-type]
+        default = str(weights.manifest().get("targets", {}).get("default", ""))
+        builtin = self._targets(detector, [default] if self.default_only and default else weights.target_names())
+        bars: dict[str, tqdm[Any]] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = tqdm(total=total, desc=what, disable=not sys.stderr.isatty(), file=sys.stderr)
+            bars[what].update(done - bars[what].n)
+
+        try:
+            selection = protocol.select(self.data, self.faces, self.unseen_targets, self.seed, detector, progress)
+            for name, (measured, settings, files) in zip(methods, ready, strict=True):
+                prefix = f"{name}: " if len(methods) > 1 else ""
+                watched, cost = timed(measured)
+                similarities: dict[str, np.ndarray] = {}
+                with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
+                    result = protocol.run(
+                        watched,
+                        selection,
+                        builtin,
+                        judges,
+                        Path(folder),
+                        detector,
+                        quality=self.quality,
+                        default_target=default if default in {t.name for t in builtin} else None,
+                        handlings=handlings,
+                        progress=lambda what, done, total, prefix=prefix: progress(prefix + what, done, total),  # type: ignore[misc]
+                        similarities=similarities,
+                    )
+                document = {
+                    "version": 1,
+                    "protocol": "photo",
+                    "settings": {
+                        "method": name, "faces": self.faces, "unseen_targets": self.unseen_targets,
+                        "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, **settings,
+                    },
+                    "models": {k: {"file": path.name, "sha256": weights.sha256(path)} for k, path in files.items()},
+                    "judges": {
+                        r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges
+                    },
+                    "versions": versions(),
+                    "warnings": doubts(result, trained if name == EMASK else white_box if name in PEERS else ()),
+                    **result,
+                }  # fmt: skip
+                spent = {what: of.to_json() for what, of in cost.items()}
+                yield name, Measured(document, spent, similarities)
+        finally:
+            for bar in bars.values():
+                bar.close()
+
+    def _files(self) -> dict[str, Path]:
+        """emask's model files.
+
+        Raises:
+            ModelError: a shipped one is missing or damaged.
+        """
+        from emask.weights import shipped_path
+
+        return {
+            "generator": self.generator or shipped_path("generator"),
+            "restorer": self.key or shipped_path("restorer"),
+            "recognizer": shipped_path("recognizer"),
+        }
+
+    def _prepare(self, name: str, surrogates: list[Surrogate]) -> tuple[Method, dict[str, Any], dict[str, Path]]:
+        """A method, its settings for the document, and the model files it uses."""
+        import numpy as np
+
+        from emask import weights
+        from emask.bench.methods import method_of, peer_of
+        from emask.bench.peers import PEERS
+        from emask.bench.protocol import Method
+        from emask.engine import open_engine, refined
+
+        if name != EMASK:
+            measured = method_of(name, lambda: surrogates, self.eps)
+            if name not in PEERS:
+                return measured, {}, {}
+            names = [surrogate.card.name for surrogate in surrogates]
+            parameters = asdict(peer_of(name, self.eps))  # type: ignore[call-overload]
+            return measured, {"surrogates": names, "parameters": parameters}, {}
+        w, eps = weights.strength(self.strength)
+        eps = eps if self.eps is None else self.eps
+        steps = weights.refinement(self.strength) if self.refine is None else self.refine
+        files = self._files()
+        engine = open_engine(**files, device=self.device)  # type: ignore[arg-type]
+        engine = refined(engine, steps, files["recognizer"], files["restorer"], self.device)  # type: ignore[arg-type]
+        measured = Method(
             protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
             erase=engine.erase,
             embed=engine.embed,
         )
-    else:
-        from emask.train.prepare import open_surrogates
+        settings = {"strength": self.strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
+        return measured, settings, files
 
-        files = {}
-        measured = method_of(method, lambda: open_surrogates(recognizers, surrogate))
-        settings = {"surrogates": surrogate or "fold A"} if measured.erase is None else {}
-    detector = Detector(device=device)
+    def _targets(self, detector: Detector, usual: Sequence[str]) -> list[Target]:
+        """The built-in targets named, or else the usual ones."""
+        from emask import weights
+        from emask.bench import protocol
 
-    bars: dict[str, tqdm[Any]] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = tqdm(total=total, desc=what, disable=not sys.stderr.isatty(), file=sys.stderr)
-        bars[what].update(done - bars[what].n)
-
-    builtin = []
-    for name in target or weights.target_names():
-        paths = [weights.find_target(name)]
-        other_photo = None if target_others is None else target_others / f"{Path(name).stem}.jpg"
-        if other_photo is not None and other_photo.is_file():
-            paths.append(other_photo)
-        found = protocol.locate([p.name for p in paths], [protocol.read_photo(p) for p in paths], detector)
-        given, other = found[0], found[1] if len(found) > 1 else None
-        if given is None:
-            raise UsageError(f"no face found in the target {name}")
-        builtin.append(protocol.Target(Path(name).stem, given, other))
-    default = str(weights.manifest().get("targets", {}).get("default", ""))
-    try:
-        selection = protocol.select(data, faces, unseen_targets, seed, detector, progress)
-        with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
-            result = protocol.run(
-                measured,
-                selection,
-                builtin,
-                judges,
-                Path(folder),
-                detector,
-                quality=quality,
-                default_target=default if default in {t.name for t in builtin} else None,
-                handlings=handlings,
-                progress=progress,
-            )
-    finally:
-        for bar in bars.values():
-            bar.close()
-    return {
-        "version": 1,
-        "protocol": "photo",
-        "settings": {
-            "method": method, "faces": faces, "unseen_targets": unseen_targets, "quality": quality,
-            "subsampling": "4:2:0", "seed": seed, **settings,
-        },
-        "models": {kind: {"file": path.name, "sha256": weights.sha256(path)} for kind, path in files.items()},
-        "judges": {r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges},
-        **result,
-    }  # fmt: skip
+        found = []
+        for name in self.target or usual:
+            paths = [weights.find_target(name)]
+            other = None if self.target_others is None else self.target_others / f"{Path(name).stem}.jpg"
+            if other is not None and other.is_file():
+                paths.append(other)
+            located = protocol.locate([p.name for p in paths], [protocol.read_photo(p) for p in paths], detector)
+            if located[0] is None:
+                raise UsageError(f"no face found in the target {name}")
+            found.append(protocol.Target(Path(name).stem, located[0], located[1] if len(located) > 1 else None))
+        return found

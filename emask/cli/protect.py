@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from emask.cli import options
 from emask.cli.console import reporting
+from emask.errors import UsageError
 
 
 def protect(
@@ -35,6 +37,20 @@ def protect(
             help="Change the look as well, repeatable: eyeglasses, blond-hair, no-beard and so on; no- in front turns"
             " one off. Default: none, the look is kept.",
             show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="emask, or for comparison a peer that cannot be erased: fgsm, pgd, mi-fgsm, tip-im, gmaa-like."
+            " Peers need torch and --recognizers.",
+        ),
+    ] = "emask",
+    recognizers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A peer's white boxes, with recognizers.json [default: $EMASK_RECOGNIZERS]."
         ),
     ] = None,
     faces: options.Faces = "all",
@@ -72,6 +88,7 @@ def protect(
 
         choose_faces((), faces)
         chosen = choose(attribute or [])
+        peer = None if method == "emask" else check_peer(method, recognizers, chosen, refine)
         named = find_target(target)
         jobs = plan(paths, output, "protected", keep=[named])
         refuse_json_on_stdout(jobs, as_json)
@@ -83,6 +100,8 @@ def protect(
         from emask.images import load_photo
 
         target_photo = load_photo(named)
+        if peer is not None:
+            steps = 0
         engine = open_engine(
             generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
         )
@@ -93,13 +112,38 @@ def protect(
 
         detector = Detector(device=device.value)
         recognizer = ShippedRecognizer(engine, thresholds())
-        embedding = recognizer.embed(target_crop(target_photo, detector))[0]
+        seen = target_crop(target_photo, detector)
+        embedding = recognizer.embed(seen)[0]
+        if peer is not None:
+            from emask.bench.on_photos import peer_engine
+
+            engine = peer_engine(engine, method, peer, seen)
         b = labels(chosen) if chosen else None
         work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b)
         read, write = open_streams(jobs, output)
         writing = Writing(metadata.value, quality, force, resume, read, write)
         details = {
-            "target": str(named), "strength": strength.value, "w": w, "eps": eps, "refine": steps,
+            "target": str(named), "method": method, "strength": strength.value, "w": w, "eps": eps, "refine": steps,
             "attributes": chosen, "recognizer": recognizer.name,
         }  # fmt: skip
         raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))
+
+
+def check_peer(method: str, recognizers: Path | None, chosen: dict[str, int], refine: int | None) -> Path:
+    """The folder of a peer's white boxes, checked and made ready for before anything is loaded.
+
+    Raises:
+        UsageError: no such method, no recognizers, or what only emask can do.
+    """
+    from emask.bench.on_photos import PEER_NAMES, prepare
+    from emask.cli.train import RECOGNIZER_PLACES, find_folder
+
+    if method not in PEER_NAMES:
+        raise UsageError(f"no method named {method!r}", f"there are: emask, {', '.join(PEER_NAMES)}")
+    if chosen:
+        raise UsageError(f"{method} changes no attributes", "leave out --attribute")
+    if refine:
+        raise UsageError(f"{method} has no refining", "leave out --refine")
+    folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
+    prepare()
+    return folder

@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from emask.bench.methods import BATCH, GREY_SQUARE, NOTHING, baseline, method_names, method_of, peer_method
+from emask.bench.methods import (
+    BATCH,
+    EMASK,
+    GREY_SQUARE,
+    NOTHING,
+    PeerEngine,
+    baseline,
+    method_names,
+    method_of,
+    peer_method,
+)
+from emask.bench.on_photos import PEER_NAMES
 from emask.errors import UsageError
 
 
@@ -55,6 +66,7 @@ def test_names_and_the_surrogates_they_need() -> None:
     for name in ("photoshop", "sibling", "emask"):
         with pytest.raises(UsageError, match=name):
             method_of(name, never)  # type: ignore[arg-type]
+    assert set(PEER_NAMES) == set(method_names()) - {EMASK, GREY_SQUARE, NOTHING}
 
 
 def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
@@ -74,3 +86,26 @@ def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
         wanted = surrogate(torch.from_numpy(targets))
         before, after = ((surrogate(torch.from_numpy(x)) * wanted).sum(1) for x in (crops, crops + change))
     assert (after > before + 0.01).all()
+    # the twin with a budget of its own: exactly as far as it says, by the Euclidean norm
+    held = method_of("fgsm", lambda: [surrogate], 3.0).protect(crops, method.embed(targets))
+    norms = np.sqrt((held**2).sum((1, 2, 3)))
+    assert (norms <= 3.0 * (1 + 1e-5)).all() and (norms > 2.5).all()
+    assert np.sqrt((change**2).sum((1, 2, 3))).min() > 4
+
+
+def test_a_peer_as_an_engine_keeps_the_budget_it_is_asked_for() -> None:
+    """By its own norm, whatever strength a photo is protected with; the target is the picture, not the embedding."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(3 * 14 * 14, 8))
+
+    def surrogate(crops: Tensor) -> Tensor:
+        offset = (crops.shape[-1] - 112) // 2
+        return torch.nn.functional.normalize(net(crops[:, :, offset : offset + 112, offset : offset + 112]), dim=1)
+
+    rng = np.random.default_rng(2)
+    crops, target = (rng.uniform(-0.9, 0.9, (n, 3, 128, 128)).astype(np.float32) for n in (2, 1))
+    engine = PeerEngine(None, "fgsm", [surrogate], target)  # type: ignore[arg-type]
+    for eps in (2.0, 6.0):
+        change = engine.protect(crops, np.zeros(256, np.float32), w=0.0, eps=eps)
+        norms = np.sqrt((change**2).sum((1, 2, 3)))
+        assert (norms <= eps * (1 + 1e-5)).all() and (norms > 0.8 * eps).all()

@@ -110,6 +110,16 @@ def document(**changed: Any) -> dict[str, Any]:
             "not_found": 2, "protected": quality, "restored": quality,
             "recognizers": figures(("reverified_other", "erased"), ("_protected", "_clean")),
         }},
+        "handling": {"jpeg:75": {
+            "what": "JPEG file of quality 75", "not_found": 4, "not_found_clean": 1, "clean": {"psnr_mean": 36.5},
+            "restored": {"psnr_mean": 34.75},
+            "recognizers": figures(("impersonation_given", "reverified_other"), ("_clean",)),
+        }},
+        "identification": {judge: {
+            "probes": 1009, "not_found": {"protected": 6, "clean": 0},
+            "gallery": {"photos": 2018, "people": 1492, "distractors": 483, "photos_without_face": 8},
+            "figures": entry,
+        } for judge, entry in figures(("targeted", "untargeted"), ("_restored", "_clean")).items()},
         "summary": {far: {"one": summary, "all recognizers": {"mean": 0.8642}} for far in FARS},
     } | changed  # fmt: skip
 
@@ -133,12 +143,13 @@ def test_every_number_is_on_the_page() -> None:
     found = Page(page(content))
     cells = {cell for row in found.rows for cell in row}
     rates = rates_of(content)
-    assert len(rates) == 3 * 4 * 2 * 4 + 2 * 3 * 2 * 2
+    assert len(rates) == 3 * 4 * 2 * 4 + 2 * 3 * 2 * 2 + 2 * 2 * 2 * 2 + 2 * 3 * 2 * 2
     for entry in rates:
         assert f"{interval(entry)} ({entry['hits']} of {entry['n']})" in cells
     assert {"91.83", "70.61", "97.52", "86.42", "98.71"} <= cells  # shares, in percent
     assert {"0.1234", "33.25", "31.07", "0.9457", "760", "17", "9.2"} <= cells
     assert {"ab" * 32, "cd" * 32, "generator.onnx", "Zoe", "medium"} <= cells
+    assert {"1492", "483", "34.75", "protected 6, clean 0"} <= cells
     # a figure stands in the row of its recognizer and rate, the clean photos' beside it
     given = content["unseen"]["recognizers"][HOSTILE]
     pair = [given["dodging_same"]["0.001"], given["dodging_same_clean"]["0.001"]]

@@ -126,6 +126,12 @@ def test_a_run_writes_document_and_table(models: Path, data: Path, judges: Path,
     assert 25 < entry["protected"]["psnr_mean"] < document["clean"]["after_jpeg"]["psnr_mean"] - 1
     assert entry["restored"]["psnr_mean"] > entry["protected"]["psnr_mean"] + 1
     assert "blocks" in (tmp_path / "out" / "bench.md").read_text()
+    with np.load(tmp_path / "out" / "similarities.npz") as cosines:
+        # the rate is the share of these that reach the threshold
+        given = cosines["ada/blocks/protected-given"]
+        rate = document["targets"]["ada"]["recognizers"]["blocks"]["impersonation_given"]["0.1"]
+        assert len(given) == 5 and int((given >= document["thresholds"]["blocks"]["0.1"]).sum()) == rate["hits"]
+        assert {f"ada/blocks/{p}-{w}" for p in ("clean", "restored") for w in ("same", "owner")} <= set(cosines)
 
 
 def test_a_photo_as_target_has_another_one_too(
@@ -163,6 +169,43 @@ def test_the_scores_expose_methods_that_do_nothing(models: Path, data: Path, jud
     assert erased[1]["restored"]["psnr_mean"] < 20
 
 
+def test_a_quick_run_is_a_small_one(models: Path, data: Path, judges: Path) -> None:
+    """Four unseen targets of the 24 people leave twenty; what is said outright holds."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--device", "cpu", "--method", "nothing", "--json"]
+    for said, expected in (([], (20, 4)), (["--faces", "2", "--unseen-targets", "1"], (2, 1))):
+        result = CliRunner().invoke(app, [*always, "--quick", *said])
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        assert (document["faces"], len(document["unseen_targets"])) == expected
+        assert list(document["targets"]) == ["ada"]
+        assert {"python", "numpy", "torch"} <= document["versions"].keys()
+
+
+def test_methods_side_by_side(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """Each as by itself, on the same photos; one table for all of them."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--faces", "4", "--unseen-targets", "2"]
+    always += ["--device", "cpu", "--refine", "0"]
+    both = ["--method", "nothing", "--method", "emask", "--eps", "8", "--json", "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, [*always, *both])
+    assert result.exit_code == 0, result.output
+    documents = json.loads(result.stdout)["methods"]
+    assert list(documents) == ["nothing", "emask"] and documents["emask"]["settings"]["eps"] == 8
+    for name, document in documents.items():
+        assert document == json.loads((tmp_path / name / "bench.json").read_text())
+        assert document["photos"] == documents["nothing"]["photos"]
+    single = CliRunner().invoke(app, [*always, "--method", "emask", "--eps", "8", "--json"])
+    assert json.loads(single.stdout) == documents["emask"]
+    costs = json.loads((tmp_path / "cost.json").read_text())
+    assert all(cost["protect"]["faces"] == 8 and cost["protect"]["ms_per_face"] > 0 for cost in costs.values())
+    table = (tmp_path / "bench.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith(("| clean photos", "| nothing", "| emask"))]
+    assert len(rows) == 2 + 3 * 3  # PSNR, then three rates of one judge
+    nothing, emask = (row.split(" | ") for row in rows[:2])
+    assert float(nothing[1]) > float(emask[1]) + 1  # PSNR
+    clean, nothing = (row.split(" | ") for row in rows[2:4])
+    assert [cell.split(" [")[0] for cell in nothing[1:5]] == clean[1:5]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"), [("--method", "photoshop", "no method"), ("--handling", "jpeg:999", "out of range")]
 )
@@ -171,6 +214,12 @@ def test_unknown_methods_and_handlings_are_refused(
 ) -> None:
     result = CliRunner().invoke(app, ["--data", str(data), "--recognizers", str(judges), option, value])
     assert result.exit_code == 2 and said in result.output
+
+
+def test_with_white_boxes_of_fold_b_those_of_fold_a_judge(models: Path, data: Path, judges: Path) -> None:
+    """The one of fold A is not there; the twin, fold A, is every other test."""
+    code, output = run_bench("--data", str(data), "--recognizers", str(judges), "--fold", "B", "--method", "nothing")
+    assert code != 0 and "absent.onnx" in output and "Traceback" not in output
 
 
 def test_too_few_people_is_a_usage_error(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Several methods on the same photos, targets and recognizers: one row each, the clean photos' rate first.
+
+    emask bench --method emask --method pgd --method tip-im ...
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from emask.bench.table import interval, markdown_table, percent
+
+FIGURES = {
+    "impersonation_given": "taken for the target, photo given",
+    "impersonation_other": "taken for the target, another photo",
+    "dodging_other": "not taken for the owner, another photo",
+    "dodging_same": "not taken for the owner, the same photo",
+}
+
+
+def render(documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown of the documents of `emask.bench.protocol.run`, and of `emask.bench.cost`, by method.
+
+    Against the unseen targets, or where there are none the default one. Every rate is in percent with its Wilson 95%
+    interval; one table for each false accept rate and recognizer.
+    """
+    first = next(iter(documents.values()))
+    entries = _entries(documents)
+    seen = first["unseen"] is not None
+    whom = f"{len(first['unseen_targets'])} unseen targets" if seen else f"target {first['default_target']}"
+    quality = first["settings"]["quality"]
+    lines = ["# Side by side", ""]
+    lines += [f"{first['faces']} photos of people kept out of training, {whom}, JPEG quality {quality}.", ""]
+    lines += [f"- {name}: {_settings(document['settings'])}" for name, document in documents.items()] + [""]
+    for name, document in documents.items():
+        lines += [f"**Warning**, {name}: {warning}.\n" for warning in document.get("warnings", [])]
+    erasing = "unseen targets" if seen else "default target"
+    rows = []
+    for name, document in documents.items():
+        quality = entries[name]["after_jpeg"]
+        back = document["erasing"].get(erasing)
+        rows.append([
+            name, f"{quality['psnr_mean']:.1f}", f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-",
+            "cannot be erased" if back is None else f"{back['restored']['psnr_mean']:.1f}",
+            *_spent(costs[name]),
+        ])  # fmt: skip
+    lines += ["Face region against the original, and what it costs on this machine:", ""]
+    header = ["method", "PSNR (dB)", "SSIM", "PSNR erased (dB)"]
+    header += ["protect: ms a face", "erase: ms a face", "MiB more meanwhile"]
+    lines += markdown_table(header, rows)
+    for far in next(iter(first["thresholds"].values())):
+        for judge in first["thresholds"]:
+            lines += [f"FAR {far}, {judge}:", "", *_rates(documents, entries, erasing, judge, far)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+# What all methods have in common.
+COMMON = ("method", "faces", "unseen_targets", "quality", "subsampling", "seed")
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    own = {key: value for key, value in settings.items() if key not in (*COMMON, "parameters")}
+    own |= settings.get("parameters", {})
+    words = [f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in own.items()]
+    return "; ".join(words) or "no settings"
+
+
+def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
+    """Impersonation and dodging against PSNR, a point a method, as PNG; None where matplotlib is not installed.
+
+    Rates are the mean over recognizers at the middle one of the false accept rates, against other photos.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    entries = _entries(documents)
+    fars = list(next(iter(next(iter(documents.values()))["thresholds"].values())))
+    far = fars[len(fars) // 2]
+    judged = [figures for entry in entries.values() for figures in entry["recognizers"].values()]
+    wanted = ("impersonation_other", "impersonation_given", "dodging_other")
+    figures = [name for name in wanted if all(name in own for own in judged)]
+    drawn = Figure(figsize=(4.2 * len(figures), 4.0), dpi=100, layout="constrained")  # inches
+    FigureCanvasAgg(drawn)
+    for number, figure in enumerate(figures):
+        axes = drawn.add_subplot(1, len(figures), number + 1)
+        for name, entry in entries.items():
+            quality, height = entry["after_jpeg"]["psnr_mean"], _mean(entry, figure, far)
+            if height is not None:
+                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9)
+                axes.annotate(name, (quality, height), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        clean = _mean(next(iter(entries.values())), f"{figure}_clean", far)
+        if clean is not None:
+            axes.axhline(clean, color="black", linewidth=1, linestyle=":")
+        axes.set_title(f"{FIGURES[figure]}\n(%, FAR {far}; dotted: clean photos)", fontsize=9)
+        axes.set_xlabel("PSNR of the face region (dB)", fontsize=8)
+        axes.set_ylim(-2, 106)
+        axes.margins(x=0.15)
+        axes.grid(alpha=0.3)
+    picture = io.BytesIO()
+    drawn.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _entries(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """By method, the part on unseen targets, or where there are none on the default one."""
+    return {
+        name: document["targets"][document["default_target"]] if document["unseen"] is None else document["unseen"]
+        for name, document in documents.items()
+    }
+
+
+def _mean(entry: Mapping[str, Any], figure: str, far: str) -> float | None:
+    """Of a rate over recognizers, in percent."""
+    values = [judged[figure][far]["value"] for judged in entry["recognizers"].values()]
+    return None if None in values else 100 * sum(values) / len(values)
+
+
+def _spent(cost: Mapping[str, Any]) -> list[str]:
+    protect, erase = cost["protect"], cost.get("erase", {})
+    cells = [protect["ms_per_face"], erase.get("ms_per_face"), protect["memory_mib"]]
+    return ["-" if value is None else f"{value:g}" for value in cells]
+
+
+def _rates(
+    documents: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Any], erasing: str, judge: str, far: str
+) -> list[str]:
+    figures = [figure for figure in FIGURES if all(figure in e["recognizers"][judge] for e in entries.values())]
+    clean = next(iter(entries.values()))["recognizers"][judge]
+    back = [d["erasing"][erasing]["recognizers"][judge] for d in documents.values() if erasing in d["erasing"]]
+    accepted = percent(back[0]["reverified_other_clean"][far]) if back else ""
+    rows = [["clean photos", *[percent(clean[f"{figure}_clean"][far]) for figure in figures], accepted]]
+    for name, document in documents.items():
+        row = [name, *[interval(entries[name]["recognizers"][judge][figure][far]) for figure in figures]]
+        erased = document["erasing"].get(erasing)
+        row.append("-" if erased is None else interval(erased["recognizers"][judge]["reverified_other"][far]))
+        rows.append(row)
+    return markdown_table(["method", *[FIGURES[f] for f in figures], "erased: accepted as the owner"], rows)
