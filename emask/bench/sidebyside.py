@@ -88,9 +88,8 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
         axes = drawn.add_subplot(1, len(figures), number + 1)
         for name, entry in entries.items():
             quality, height = entry["after_jpeg"]["psnr_mean"], _mean(entry, figure, far)
-            if height is not None:
-                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9)
-                axes.annotate(name, (quality, height), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            if height is not None and name != "nothing":  # far to the right, on the dotted line
+                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9, alpha=0.8, label=name)
         clean = _mean(next(iter(entries.values())), f"{figure}_clean", far)
         if clean is not None:
             axes.axhline(clean, color="black", linewidth=1, linestyle=":")
@@ -99,6 +98,8 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
         axes.set_ylim(-2, 106)
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
+    handles = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside lower center", ncols=max(1, len(handles[0])), fontsize=8)
     picture = io.BytesIO()
     drawn.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
