@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eps", type=float, nargs="+", default=None, help="budgets [default: strength medium's]")
     parser.add_argument("--pixels", type=float, nargs="+", default=None, help="weights of the restorer's error")
     parser.add_argument("--owner", type=float, default=Refinement().owner, help="weight of leaving the owner")
+    parser.add_argument("--owner-margin", type=float, default=Refinement().owner_margin, help="content cosine")
+    parser.add_argument("--reach", type=float, default=Refinement().reach, help="cosine content with the target")
     parser.add_argument("--away", type=float, nargs="+", default=[Refinement().away], help="weights of its likeness")
     options = parser.parse_args(arguments)
     print("\n".join(_table(options)))
@@ -138,13 +140,13 @@ def _table(options: argparse.Namespace) -> list[str]:
     judges = load_folder(options.recognizers, options.judge, "cpu")
     crops = load_crops(options.data, user_cache_path("emask") / "training")
     trial = draw(crops, plain, judges, options.faces, options.targets)
-    usual = Refinement()
+    usual = replace(Refinement(), owner=options.owner, owner_margin=options.owner_margin, reach=options.reach)
     budgets = options.eps or [weights.strength("medium")[1]]
     rows = []
     for eps in budgets:
         rows.append(["the generator alone", f"{eps:g}", "0", "", "", *measure(trial, plain, plain, eps)])
         for steps, pixels, away in product(options.steps, options.pixels or [usual.pixels], options.away):
-            settings = replace(usual, steps=steps, pixels=pixels, away=away, owner=options.owner)
+            settings = replace(usual, steps=steps, pixels=pixels, away=away)
             engine = RefiningEngine(plain, recognizer, restorer, "cpu", settings)
             chosen = [f"{value:g}" for value in (eps, steps, pixels, away)]
             rows.append(["refined", *chosen, *measure(trial, engine, plain, eps)])

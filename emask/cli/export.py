@@ -13,7 +13,7 @@ from emask.errors import UsageError
 # (emask/engine/refine.py) of each --strength.
 STRENGTHS = {
     "low": {"w": 0.0, "eps": 5.6, "refine": 20},  # 38 dB over the crop
-    "medium": {"w": 0.0, "eps": 8.95, "refine": 20},  # 34 dB
+    "medium": {"w": 0.0, "eps": 8.9, "refine": 20},  # 34 dB
     "high": {"w": 0.0, "eps": 13.0, "refine": 20},  # 31 dB
 }
 

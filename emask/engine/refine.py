@@ -32,8 +32,9 @@ class Refinement:
     Attributes:
         steps: gradient steps; 0 leaves the generator's mask.
         lr: Adam's, in [-1, 1] units a step.
-        reach: cosine with the target at which the attack is content.
-        owner, owner_margin: weight of the term away from the owner, and the cosine under which it is content.
+        reach: cosine with the target at which the attack is content; 1 is never.
+        owner, owner_margin: weight of the term away from the owner, and the cosine under which it is content; -1 is
+            never: beyond what satisfies this recognizer lies what moves others.
         roughness: weight of unevenness where the photo is smooth.
         pixels, identity: weights of what the restorer leaves behind, and of how far its faces are from their owners.
         away, away_margin: weight of its faces' likeness to the target, and the cosine under which that is content.
@@ -42,9 +43,9 @@ class Refinement:
 
     steps: int = 20
     lr: float = 0.01
-    reach: float = 0.8
+    reach: float = 1.0
     owner: float = 0.5
-    owner_margin: float = 0.1
+    owner_margin: float = -1.0
     roughness: float = 40.0
     pixels: float = 5.5
     identity: float = 0.3
