@@ -105,7 +105,7 @@ def measure(data: Path, recognizers: Path, preset_name: str, steps: int, device:
         if alone is not None:
             made["2, mask alone"] = (second, 0.0)
         made["2, restorer along"] = (second, 0.999)
-        made["3"] = (RestorerStage(setting, second.generator, second.restorer), 0.5)
+        made["3, generator's masks"] = (RestorerStage(setting, second.generator, second.restorer), 0.5)
         return made
 
     best = roof()
