@@ -118,7 +118,8 @@ def test_the_ablation_and_the_speed_report_run(
     assert len(stages) == 1
     assert speed.main([*folders, "--steps", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[0] for row in rows[1:]] == ["| 1", "| 2, mask alone", "| 2, restorer along", "| 3, generator's masks"]
+    stages_timed = ["| 1", "| 2, mask alone", "| 2, restorer along", "| 3, generator's masks"]
+    assert [row.split(" | ")[0] for row in rows[1:]] == stages_timed
     assert all(float(cell) > 0 for row in rows[1:] for cell in row.strip("| ").split(" | ")[1:4])
 
 
