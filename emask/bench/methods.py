@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from emask.bench.on_photos import PEER_NAMES
 from emask.bench.peers import PEERS, Peer
 from emask.bench.peers.similarity import Recognizer
 from emask.bench.protocol import Method, inner_square
@@ -24,7 +25,7 @@ BATCH = 16
 
 def method_names() -> list[str]:
     """All that `--method` takes; "sibling" needs an attribute classifier and is left to Python."""
-    return [EMASK, NOTHING, GREY_SQUARE, *(name for name in PEERS if name != "sibling")]
+    return [EMASK, NOTHING, GREY_SQUARE, *PEER_NAMES]
 
 
 def _pixels(squares: np.ndarray) -> np.ndarray:
@@ -111,9 +112,8 @@ def peer_of(name: str, eps: float | None = None) -> Peer:
     Raises:
         UsageError: no such peer.
     """
-    names = [known for known in method_names() if known in PEERS]
-    if name not in names:
-        raise UsageError(f"no method named {name!r}", f"there are: {', '.join([EMASK, *names])}")
+    if name not in PEER_NAMES:
+        raise UsageError(f"no method named {name!r}", f"there are: {', '.join([EMASK, *PEER_NAMES])}")
     return PEERS[name](**({} if eps is None else {"eps": eps, "norm": "l2"}))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emask.bench.report import read
-from emask.bench.table import markdown_table
+from emask.bench.table import markdown_table, mean_percent
 from emask.errors import as_program
 
 RECOGNIZERS = ("FaceNet", "ArcFace", "IRSE50", "MobileFace", "CosFace", "IR152")
@@ -121,8 +121,8 @@ def _ours(document: Mapping[str, Any]) -> dict[str, list[str]]:
     entries |= {name: entry["recognizers"] for name, entry in document.get("handling", {}).items()}
 
     def share(recognizers: Mapping[str, Any], figure: str, far: str) -> str:
-        values = [figures.get(figure, {}).get(far, {}).get("value") for figures in recognizers.values()]
-        return "-" if not values or None in values else f"{100 * mean(values):.1f}"
+        value = mean_percent(recognizers, figure, far)
+        return "-" if value is None else f"{value:.1f}"
 
     return {
         name: [

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from emask.bench.table import interval, markdown_table, percent
+from emask.bench.table import interval, markdown_table, mean_percent, percent
 
 FIGURES = {
     "impersonation_given": "taken for the target, photo given",
@@ -87,10 +87,10 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
     for number, figure in enumerate(figures):
         axes = drawn.add_subplot(1, len(figures), number + 1)
         for name, entry in entries.items():
-            quality, height = entry["after_jpeg"]["psnr_mean"], _mean(entry, figure, far)
+            quality, height = entry["after_jpeg"]["psnr_mean"], mean_percent(entry["recognizers"], figure, far)
             if height is not None and name != "nothing":  # far to the right, on the dotted line
                 axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9, alpha=0.8, label=name)
-        clean = _mean(next(iter(entries.values())), f"{figure}_clean", far)
+        clean = mean_percent(next(iter(entries.values()))["recognizers"], f"{figure}_clean", far)
         if clean is not None:
             axes.axhline(clean, color="black", linewidth=1, linestyle=":")
         axes.set_title(f"{FIGURES[figure]}\n(%, FAR {far}; dotted: clean photos)", fontsize=9)
@@ -111,12 +111,6 @@ def _entries(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         name: document["targets"][document["default_target"]] if document["unseen"] is None else document["unseen"]
         for name, document in documents.items()
     }
-
-
-def _mean(entry: Mapping[str, Any], figure: str, far: str) -> float | None:
-    """Of a rate over recognizers, in percent."""
-    values = [judged[figure][far]["value"] for judged in entry["recognizers"].values()]
-    return None if None in values else 100 * sum(values) / len(values)
 
 
 def _spent(cost: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,12 @@ def interval(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
 
 
+def mean_percent(recognizers: Mapping[str, Mapping[str, Any]], figure: str, far: str) -> float | None:
+    """A figure at one rate, in percent, mean over the recognizers that have it; None where there is none."""
+    values = [figures[figure].get(far, {}).get("value") for figures in recognizers.values() if figure in figures]
+    return None if not values or None in values else 100 * sum(values) / len(values)
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table, an empty one last."""
     result = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
@@ -80,11 +86,10 @@ def _handling(document: Mapping[str, Any], far: str) -> list[str]:
     rows = []
     for name, entry in document["handling"].items():
         row = [name]
-        judged = list(entry["recognizers"].values())
         for figure in HANDLING:
             for key in (figure, f"{figure}_clean"):
-                values = [figures[key][far]["value"] for figures in judged if key in figures]
-                row.append(f"{100 * sum(values) / len(values):.1f}" if values and None not in values else "-")
+                value = mean_percent(entry["recognizers"], key, far)
+                row.append("-" if value is None else f"{value:.1f}")
         row += [f"{entry[key]['psnr_mean']:.1f}" if key in entry else "-" for key in ("restored", "clean")]
         rows.append([*row, str(entry["not_found"])])
     header = ["handling"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -19,12 +21,25 @@ from emask.bench.methods import (
     peer_method,
 )
 from emask.bench.on_photos import PEER_NAMES
+from emask.bench.peers import PEERS
 from emask.errors import UsageError
 
 
 def half_way(crop: Tensor, targets: Tensor, surrogates: object) -> Tensor:
     """A peer that goes half way to its target's mean colour."""
     return (targets.mean((0, 2, 3)).view(1, 3, 1, 1) - crop) / 2
+
+
+def toy_surrogate() -> Callable[[Tensor], Tensor]:
+    """(N, 3, S, S) crops, or inner squares, to (N, 8) unit embeddings."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(3 * 14 * 14, 8))
+
+    def surrogate(crops: Tensor) -> Tensor:
+        offset = (crops.shape[-1] - 112) // 2
+        return torch.nn.functional.normalize(net(crops[:, :, offset : offset + 112, offset : offset + 112]), dim=1)
+
+    return surrogate
 
 
 def test_a_peer_is_shown_each_faces_own_target() -> None:
@@ -66,17 +81,11 @@ def test_names_and_the_surrogates_they_need() -> None:
     for name in ("photoshop", "sibling", "emask"):
         with pytest.raises(UsageError, match=name):
             method_of(name, never)  # type: ignore[arg-type]
-    assert set(PEER_NAMES) == set(method_names()) - {EMASK, GREY_SQUARE, NOTHING}
+    assert set(PEER_NAMES) == set(method_names()) - {EMASK, GREY_SQUARE, NOTHING} == PEERS.keys() - {"sibling"}
 
 
 def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(3 * 14 * 14, 8))
-
-    def surrogate(crops: Tensor) -> Tensor:
-        offset = (crops.shape[-1] - 112) // 2
-        return torch.nn.functional.normalize(net(crops[:, :, offset : offset + 112, offset : offset + 112]), dim=1)
-
+    surrogate = toy_surrogate()
     rng = np.random.default_rng(1)
     crops = rng.uniform(-0.9, 0.9, (3, 3, 128, 128)).astype(np.float32)
     targets = rng.uniform(-0.9, 0.9, (3, 3, 112, 112)).astype(np.float32)
@@ -95,13 +104,7 @@ def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
 
 def test_a_peer_as_an_engine_keeps_the_budget_it_is_asked_for() -> None:
     """By its own norm, whatever strength a photo is protected with; the target is the picture, not the embedding."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(3 * 14 * 14, 8))
-
-    def surrogate(crops: Tensor) -> Tensor:
-        offset = (crops.shape[-1] - 112) // 2
-        return torch.nn.functional.normalize(net(crops[:, :, offset : offset + 112, offset : offset + 112]), dim=1)
-
+    surrogate = toy_surrogate()
     rng = np.random.default_rng(2)
     crops, target = (rng.uniform(-0.9, 0.9, (n, 3, 128, 128)).astype(np.float32) for n in (2, 1))
     engine = PeerEngine(None, "fgsm", [surrogate], target)  # type: ignore[arg-type]
