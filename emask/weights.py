@@ -13,6 +13,8 @@ from emask.errors import ModelError, UsageError
 from emask.results import ModelStatus
 
 KINDS = ("generator", "restorer", "recognizer")
+# A second recognizer, which masks are refined through and faces never compared with; folders of models may lack it.
+REFINER = "refiner"
 STRENGTHS = ("low", "medium", "high")
 # Version of the graph signatures this code runs, the `emask.format` entry of a model file.
 FORMAT = "1"
@@ -148,6 +150,15 @@ def require_kind(path: Path, kind: str) -> Path:
     return path
 
 
+def refiner_path() -> Path | None:
+    """The shipped refiner, None where the manifest lists none.
+
+    Raises:
+        ModelError: it is listed, but missing or damaged.
+    """
+    return shipped_path(REFINER) if REFINER in manifest()["models"] else None
+
+
 def target_names() -> list[str]:
     """Names of the built-in targets; empty when none ship."""
     names = manifest().get("targets", {}).get("names", [])
@@ -236,5 +247,6 @@ def status() -> list[ModelStatus]:
         same = there and sha256(path) == entry.get("sha256")
         message = "" if same else ("damaged" if there else "missing")
         size = path.stat().st_size if there else 0
+        kind = "recognizer" if kind == REFINER else kind
         entries.append(ModelStatus(path.stem, kind, str(path), size, sha256_ok=same, message=message))
     return entries

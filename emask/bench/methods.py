@@ -9,8 +9,8 @@ import numpy as np
 from emask.bench.on_photos import PEER_NAMES
 from emask.bench.peers import PEERS, Peer
 from emask.bench.peers.similarity import Recognizer
-from emask.bench.protocol import Method, inner_square
-from emask.engine import Engine
+from emask.bench.protocol import Method
+from emask.engine import Engine, inner_square
 from emask.errors import UsageError
 from emask.face.align import INNER
 
@@ -95,6 +95,10 @@ class PeerEngine:
     def embed(self, crops: np.ndarray) -> np.ndarray:
         """As the engine's."""
         return self._engine.embed(crops)
+
+    def embed_target(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's; a peer looks at the target itself."""
+        return self._engine.embed_target(crops)
 
 
 def baseline(name: str) -> Method:

@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emask import weights
-from emask.bench.protocol import inner_square
-from emask.engine import Engine, open_engine, refined, to_grey_levels, to_network
+from emask.engine import Engine, inner_square, open_engine, refined, to_grey_levels, to_network
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
@@ -89,11 +88,12 @@ def main() -> None:
     restorer, recognizer = weights.shipped_path("restorer"), weights.shipped_path("recognizer")
     steps = weights.refinement(arguments.strength) if arguments.refine is None else arguments.refine
     engine = refined(
-        open_engine(weights.shipped_path("generator"), restorer, recognizer), steps, recognizer, restorer
-    )
+        open_engine(weights.shipped_path("generator"), restorer, recognizer), steps, recognizer, restorer,
+        refiner=weights.refiner_path(),
+    )  # fmt: skip
     detector = Detector()
     portrait = target_crop(load_photo(weights.find_target(arguments.target)), detector)
-    target = engine.embed(inner_square(to_network(portrait)))[0]
+    target = engine.embed_target(inner_square(to_network(portrait)))[0]
     w, eps = weights.strength(arguments.strength)
     columns = [
         four_tiles(np.asarray(Image.open(p).convert("RGB")), engine, target, w, eps, detector, arguments.quality)

@@ -23,9 +23,8 @@ from platformdirs import user_cache_path
 
 from emask import weights
 from emask.bench.metrics import accepted, psnr, rejected
-from emask.bench.protocol import inner_square
 from emask.bench.table import markdown_table
-from emask.engine import Engine, open_engine, to_network
+from emask.engine import Engine, inner_square, open_engine, to_network
 from emask.engine.refine import Refinement, RefiningEngine
 from emask.errors import TrainingError, as_program
 from emask.recognize import Recognizer, load_folder, rate_key
@@ -60,6 +59,9 @@ class Trial:
 def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int, targets: int) -> Trial:
     """The first validation people are targets, those after them the faces.
 
+    Args:
+        engine: embeds the targets.
+
     Raises:
         TrainingError: too few people with two photos.
     """
@@ -71,7 +73,7 @@ def draw(crops: Crops, engine: Engine, judges: Sequence[Recognizer], faces: int,
         hint = f"there have to be more than the {targets} targets"
         raise TrainingError(f"only {len(people)} people have two photos", hint)
     whom = np.arange(len(sources)) % len(shown)
-    given = engine.embed(inner_square(to_network(crops.pixels[shown[:, 0]])))
+    given = engine.embed_target(inner_square(to_network(crops.pixels[shown[:, 0]])))
     return Trial(
         to_network(crops.pixels[sources[:, 0]]),
         given[whom],
@@ -129,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--owner-margin", type=float, default=Refinement().owner_margin, help="content cosine")
     parser.add_argument("--reach", type=float, default=Refinement().reach, help="cosine content with the target")
     parser.add_argument("--away", type=float, nargs="+", default=[Refinement().away], help="weights of its likeness")
+    parser.add_argument("--refiner", type=Path, default=None, help="its model file [default: the shipped one, if any]")
+    parser.add_argument("--refiner-weight", type=float, nargs="+", default=[Refinement().refiner], help="0: without it")
     options = parser.parse_args(arguments)
     print("\n".join(_table(options)))
     return 0
@@ -139,19 +143,28 @@ def _table(options: argparse.Namespace) -> list[str]:
     plain = open_engine(generator, restorer, recognizer, device="cpu")
     judges = load_folder(options.recognizers, options.judge, "cpu")
     crops = load_crops(options.data, user_cache_path("emask") / "training")
-    trial = draw(crops, plain, judges, options.faces, options.targets)
+    refiner = options.refiner or weights.refiner_path()
+
+    def engine(settings: Refinement) -> RefiningEngine:
+        return RefiningEngine(plain, recognizer, restorer, "cpu", settings, refiner=refiner)
+
+    unrefined = engine(Refinement(steps=0))
+    trial = draw(crops, unrefined, judges, options.faces, options.targets)
     usual = replace(Refinement(), owner=options.owner, owner_margin=options.owner_margin, reach=options.reach)
     budgets = options.eps or [weights.strength("medium")[1]]
     rows = []
     for eps in budgets:
-        rows.append(["the generator alone", f"{eps:g}", "0", "", "", *measure(trial, plain, plain, eps)])
-        for steps, pixels, away in product(options.steps, options.pixels or [usual.pixels], options.away):
-            settings = replace(usual, steps=steps, pixels=pixels, away=away)
-            engine = RefiningEngine(plain, recognizer, restorer, "cpu", settings)
-            chosen = [f"{value:g}" for value in (eps, steps, pixels, away)]
-            rows.append(["refined", *chosen, *measure(trial, engine, plain, eps)])
-            print(f"budget {eps:g}, {steps} steps, pixels {pixels:g}, away {away:g}: done", file=sys.stderr, flush=True)
-    head = ["masks", "eps", "steps", "pixels", "away", "s a face", "PSNR (dB)", "restored (dB)"]
+        rows.append(["the generator alone", f"{eps:g}", "0", "", "", "", *measure(trial, unrefined, plain, eps)])
+        shares = options.refiner_weight if refiner is not None else [0.0]
+        for steps, pixels, away, share in product(
+            options.steps, options.pixels or [usual.pixels], options.away, shares
+        ):
+            settings = replace(usual, steps=steps, pixels=pixels, away=away, refiner=share)
+            chosen = [f"{value:g}" for value in (eps, steps, pixels, away, share)]
+            rows.append(["refined", *chosen, *measure(trial, engine(settings), plain, eps)])
+            print(f"budget {eps:g}, {steps} steps, pixels {pixels:g}, away {away:g}, refiner {share:g}: done",
+                  file=sys.stderr, flush=True)  # fmt: skip
+    head = ["masks", "eps", "steps", "pixels", "away", "refiner", "s a face", "PSNR (dB)", "restored (dB)"]
     for judge in judges:
         head += [f"{judge.name}: {figure}" for figure in ("ASR", "dodging", "re-verified", "erased")]
     what = f"{len(trial.crops)} faces, {options.targets} targets by another photo"

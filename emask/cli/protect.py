@@ -83,7 +83,7 @@ def protect(
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
         from emask.pipeline.protect import choose_faces, target_crop
-        from emask.weights import find_target, refinement, shipped_path, thresholds
+        from emask.weights import find_target, refinement, refiner_path, shipped_path, thresholds
         from emask.weights import strength as figures
 
         choose_faces((), faces)
@@ -96,7 +96,7 @@ def protect(
         w, eps = figures(strength.value)
         steps = refinement(strength.value) if refine is None else refine
 
-        from emask.engine import ShippedRecognizer, open_engine, refined
+        from emask.engine import ShippedRecognizer, inner_square, open_engine, refined, to_network
         from emask.images import load_photo
 
         target_photo = load_photo(named)
@@ -106,7 +106,9 @@ def protect(
             generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
         )
         if steps:
-            engine = refined(engine, steps, shipped_path("recognizer"), shipped_path("restorer"), device.value)
+            engine = refined(
+                engine, steps, shipped_path("recognizer"), shipped_path("restorer"), device.value, refiner_path()
+            )
 
         from emask.face.detect import Detector
 
@@ -114,12 +116,13 @@ def protect(
         recognizer = ShippedRecognizer(engine, thresholds())
         seen = target_crop(target_photo, detector)
         embedding = recognizer.embed(seen)[0]
+        aim = engine.embed_target(inner_square(to_network(seen)))[0]
         if peer is not None:
             from emask.bench.on_photos import peer_engine
 
             engine = peer_engine(engine, method, peer, seen)
         b = labels(chosen) if chosen else None
-        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b)
+        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b, aim=aim)
         read, write = open_streams(jobs, output)
         writing = Writing(metadata.value, quality, force, resume, read, write)
         details = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emask.cli.options import Device, DeviceChoice
-from emask.errors import UsageError
+from emask.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -25,6 +25,7 @@ class StageName(str, Enum):
     three = "3"
     all = "all"
     recognizer = "recognizer"
+    refiner = "refiner"
 
 
 class AttackName(str, Enum):
@@ -98,8 +99,9 @@ def train(
     """Train the mask: attribute editing (1), mask and restorer (2), restorer alone (3).
 
     Each stage takes the one before from the run folder; stage 3 without one goes on from the models that ship.
-    `--stage recognizer` distils the project's own recognizer from the surrogates. People of the test folds are never
-    used. Several GPUs: torchrun --nproc-per-node N -m emask train ...
+    `--stage recognizer` distils the project's own recognizer from the surrogates, `--stage refiner` the one that masks
+    are refined through. People of the test folds are never used. Several GPUs: torchrun --nproc-per-node N -m emask
+    train ...
     """
     from emask.train.threads import prepare_process
 
@@ -111,12 +113,13 @@ def train(
     from emask.train import config as settings
     from emask.train.noise import choose_pool
     from emask.train.place import join
-    from emask.train.prepare import open_recognizer, open_surrogates, open_validation, prepare
+    from emask.train.prepare import open_recognizers, open_surrogates, open_validation, prepare
     from emask.train.run import check_before, note_command, run_stages
     from emask.weights import models_dir
 
     config = settings.preset(preset)
-    stages = (1, 2, 3) if stage is StageName.all else () if stage is StageName.recognizer else (int(stage.value),)
+    distilled = stage in (StageName.recognizer, StageName.refiner)
+    stages = (1, 2, 3) if stage is StageName.all else () if distilled else (int(stage.value),)
     if max_minutes is not None and stages:
         config = settings.shortened(config, max_minutes, stages)
     changes: dict[str, Any] = {}
@@ -149,13 +152,14 @@ def train(
     surrogates = open_surrogates(recognizer_folder, surrogate)
     cache = user_cache_path("emask") / "training"
     bars = _Bars()
-    if stage is StageName.recognizer:
-        _recognizer(data_folder, surrogates, cache, run, max_minutes or 25.0, config.seed, bars.progress)
+    if distilled:
+        _distil(stage, data_folder, surrogates, cache, run, max_minutes, config.seed, bars.progress)
         return
     place = join(device.value)
     surrogates = [surrogate.to(place.device) for surrogate in surrogates]
     portraits = target or models_dir() / "targets"
-    prepared = prepare(data_folder, surrogates, portraits, cache, config, place, bars.progress)
+    own = open_recognizers(config, place) if 3 in stages else []
+    prepared = prepare(data_folder, surrogates, portraits, cache, config, place, bars.progress, own)
     if place.first:
         named = {
             "stage": stage.value, "preset": Path(preset).name, "start-from": start_from and start_from.name,
@@ -172,10 +176,9 @@ def train(
     validation = None
     if place.first and stages != (1,):
         validation = open_validation(prepared, recognizer_folder, surrogates, config)
-    recognizer = open_recognizer(config, place) if 3 in stages else None
     run_stages(
         stages, prepared.training, surrogates, config, place, run, bars.stage, validation=validation, resume=resume,
-        start_from=start_from, say=lambda line: typer.echo(line, err=True), recognizer=recognizer,
+        start_from=start_from, say=lambda line: typer.echo(line, err=True), recognizers=own,
     )  # fmt: skip
     if place.first:
         typer.echo(f"done: {run}. Next: emask export {run}")
@@ -215,17 +218,31 @@ class _Bars:
         return report
 
 
-def _recognizer(
-    data: Path, teachers: list, cache: Path, run: Path, minutes: float, seed: int,
+def _distil(
+    stage: StageName, data: Path, teachers: list, cache: Path, run: Path, minutes: float | None, seed: int,
     progress: Callable[[str, int, int], None],
 ) -> None:  # fmt: skip
     import numpy as np
 
+    from emask import weights
+    from emask.engine import open_engine
+    from emask.nets.recognizer import COMPACT, WIDE
     from emask.train.data import load_crops
-    from emask.train.distill import DistillConfig, TeacherSpace, distill, embed_all
+    from emask.train.distill import DistillConfig, TeacherSpace, distill, embed_all, fits, generator_masks
 
+    form, config, masked = COMPACT, DistillConfig(seed=seed), None
     crops = load_crops(data, cache, lambda done, count: progress("finding faces", done, count))
+    if stage is StageName.refiner:
+        form, config = WIDE, DistillConfig(seed=seed, batch=40)
+        teachers = [teacher for teacher in teachers if fits(teacher, form)][:1]
+        if not teachers:
+            hint = "name another with --surrogate"
+            raise TrainingError("none of the surrogates is a MobileFaceNet of the refiner's form", hint)
+        shipped = weights.shipped_path
+        masked = generator_masks(open_engine(shipped("generator"), None, shipped("recognizer"), "cpu"), crops, seed)
+    minutes = minutes or (25.0 if form is COMPACT else 70.0)
     space = TeacherSpace(teachers)
-    space.fit(embed_all(space, crops, np.flatnonzero(~crops.test)))
-    distill(crops, space, DistillConfig(seed=seed), minutes, run / "recognizer.pt", typer.echo)
-    typer.echo(f"done: {run / 'recognizer.pt'}. Next: emask export {run}")
+    space.fit(embed_all(space, crops, np.flatnonzero(~crops.test)), form.embedding)
+    place = run / f"{stage.value}.pt"
+    distill(crops, space, config, minutes, place, typer.echo, form, masked)
+    typer.echo(f"done: {place}. Next: emask export {run}")

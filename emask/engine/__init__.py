@@ -57,6 +57,10 @@ class Engine(Protocol):
         """Unit embeddings, (N, D), of inner crops, (N, 3, 112, 112)."""
         ...
 
+    def embed_target(self, crops: np.ndarray) -> np.ndarray:
+        """What `protect` takes as its target, (N, D'), of inner crops, (N, 3, 112, 112)."""
+        ...
+
 
 class GraphEngine(ABC):
     """An engine over exported graphs; how one graph is run is left to the subclass.
@@ -90,7 +94,7 @@ class GraphEngine(ABC):
 
         Args:
             crops: (N, 3, 128, 128) float32 RGB in [-1, 1].
-            target: (D,) or (N, D) unit embedding of the target by the shipped recognizer.
+            target: (D,) or (N, D), of the target's face by `embed_target`.
             w: information injection weight in [0, 1]; 1 leaves the crop as it is.
             eps: L2 budget of the change over the crop in [-1, 1] units; 0 leaves the crop as it is.
             a, b: (N, 13) attribute labels of the source and the wanted ones; both None keeps the look.
@@ -118,6 +122,10 @@ class GraphEngine(ABC):
         """Unit embeddings: (N, 3, 112, 112) float32 in [-1, 1] in, (N, D) float32 out."""
         return self._run("recognizer", {"crop": crops})
 
+    def embed_target(self, crops: np.ndarray) -> np.ndarray:
+        """The recognizer's embeddings; see `embed`."""
+        return self.embed(crops)
+
     def _run(self, kind: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if kind not in self.files:
             raise ModelError(f"this engine was opened without a {kind}", f"give open_engine a {kind}")
@@ -143,6 +151,11 @@ class GraphEngine(ABC):
 def to_network(crops: np.ndarray) -> np.ndarray:
     """(N, S, S, 3) uint8 grey levels to (N, 3, S, S) float32 in [-1, 1]."""
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def inner_square(crops: np.ndarray) -> np.ndarray:
+    """The (B, 3, 112, 112) middle of (B, 3, 128, 128) crops."""
+    return crops[:, :, MARGIN : MARGIN + INNER, MARGIN : MARGIN + INNER]
 
 
 def to_grey_levels(change: np.ndarray) -> np.ndarray:
@@ -214,13 +227,17 @@ def open_engine(
     return TorchEngine(files, device)
 
 
-def refined(engine: Engine, steps: int, recognizer: Path, restorer: Path | None, device: Device = "auto") -> Engine:
+def refined(
+    engine: Engine, steps: int, recognizer: Path, restorer: Path | None, device: Device = "auto",
+    refiner: Path | None = None,
+) -> Engine:  # fmt: skip
     """The engine with masks that are fitted to each face by so many gradient steps; see `emask.engine.refine`.
 
     Args:
         engine: opened with a generator.
         steps: 0 gives the engine itself.
         recognizer, restorer: model files; the restorer keeps masks erasable, None does without.
+        refiner: model file of a second recognizer to fit them through, or None.
         device: "auto" takes CUDA where there is one.
 
     Raises:
@@ -230,4 +247,4 @@ def refined(engine: Engine, steps: int, recognizer: Path, restorer: Path | None,
         return engine
     from emask.engine.refine import Refinement, RefiningEngine
 
-    return RefiningEngine(engine, recognizer, restorer, device, Refinement(steps=steps))
+    return RefiningEngine(engine, recognizer, restorer, device, Refinement(steps=steps), refiner=refiner)

@@ -1,15 +1,17 @@
 """Fitting a mask to the very face and target it is made for: gradient steps through the networks that ship.
 
 The generator makes a mask for any face and any target in one pass, so it cannot be the best one for each. Here its mask
-is taken further by descent on the pixels of the mask itself, with no more budget than it had. The recognizer says whom
-the face looks like, the restorer whether the mask comes off again. The paper stops at the generator.
+is taken further by descent on the pixels of the mask itself, with no more budget than it had. The recognizer, and the
+refiner where there is one, say whom the face looks like, the restorer whether the mask comes off again. The paper stops
+at the generator.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +40,30 @@ class Refinement:
         roughness: weight of unevenness where the photo is smooth.
         pixels, identity: weights of what the restorer leaves behind, and of how far its faces are from their owners.
         away, away_margin: weight of its faces' likeness to the target, and the cosine under which that is content.
-        noise: standard deviation of the noise on what the recognizer sees, [-1, 1] units.
+        noise: standard deviation of the noise on what the recognizers see, [-1, 1] units.
+        refiner: the refiner's weight beside the recognizer's 1, in all that asks who somebody looks like.
     """
 
     steps: int = 20
     lr: float = 0.01
     reach: float = 1.0
-    owner: float = 0.5
+    owner: float = 0.6
     owner_margin: float = -1.0
     roughness: float = 40.0
-    pixels: float = 5.5
+    pixels: float = 7.0
     identity: float = 0.3
-    away: float = 0.2
+    away: float = 0.3
     away_margin: float = 0.1
     noise: float = 0.03
+    refiner: float = 1.0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that PyTorch has for how onnx2torch indexes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+        yield
 
 
 SQUARE = slice(MARGIN, MARGIN + INNER)
@@ -66,6 +78,7 @@ class RefiningEngine:
         recognizer: model file of the recognizer that the generator is conditioned by.
         restorer: model file; None where there is none, and then nothing holds the mask to being erasable.
         device: "auto" takes CUDA where there is one.
+        refiner: model file of another recognizer, or None.
 
     Raises:
         ModelError: a file that cannot be converted.
@@ -79,13 +92,19 @@ class RefiningEngine:
         device: Device = "auto",
         refinement: Refinement | None = None,
         batch_size: int = 16,
+        refiner: Path | None = None,
     ) -> None:
         self.engine = engine
         self.name = engine.name
         self.refinement = refinement or Refinement()
         self.batch_size = batch_size
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        self._recognizer = fold(convert(recognizer, self._device, WITHOUT)[0])
+        files = [recognizer] if refiner is None else [recognizer, refiner]
+        self._recognizers = [fold(convert(file, self._device, WITHOUT)[0]) for file in files]
+        # how many of the target's numbers are the refiner's
+        blank = torch.zeros(1, 3, INNER, INNER, device=self._device)
+        with torch.no_grad(), _quiet():
+            self._others = 0 if refiner is None else int(self._recognizers[1](blank).shape[1])
         self._restorer = None if restorer is None else fold(convert(restorer, self._device, WITHOUT)[0])
 
     def protect(
@@ -99,16 +118,15 @@ class RefiningEngine:
         b: np.ndarray | None = None,
     ) -> np.ndarray:
         """The change that masks each crop; see `GraphEngine.protect`. A face's mask does not depend on its batch."""
-        change = self.engine.protect(crops, target, w=w, eps=eps, a=a, b=b)
+        first = target[..., : target.shape[-1] - self._others]  # the generator knows one recognizer only
+        change = self.engine.protect(crops, first, w=w, eps=eps, a=a, b=b)
         if not self.refinement.steps:
             return change
         # an edit is no part of the mask: what the generator changes without a budget stays as it is
-        edit = np.zeros_like(change) if b is None else self.engine.protect(crops, target, w=w, eps=0.0, a=a, b=b)
+        edit = np.zeros_like(change) if b is None else self.engine.protect(crops, first, w=w, eps=0.0, a=a, b=b)
         wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
         parts = []
-        with warnings.catch_warnings():
-            # it indexes in a way that PyTorch warns of
-            warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+        with _quiet():
             for start in range(0, len(crops), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
@@ -123,12 +141,39 @@ class RefiningEngine:
         """As the engine's."""
         return self.engine.embed(crops)
 
+    def embed_target(self, crops: np.ndarray) -> np.ndarray:
+        """The recognizer's embeddings of inner crops, and beside them the refiner's, each of unit length."""
+        own = self.engine.embed_target(crops)
+        if not self._others:
+            return own
+        with torch.no_grad(), _quiet():
+            other = self._recognizers[1](torch.from_numpy(np.asarray(crops, np.float32)).to(self._device))
+        return np.concatenate([own, other.cpu().numpy()], axis=1)
+
     def _embed(self, crop: Tensor) -> Tensor:
-        return self._recognizer(crop[:, :, SQUARE, SQUARE])  # type: ignore[no-any-return]
+        square = crop[:, :, SQUARE, SQUARE]
+        used = self._recognizers if self.refinement.refiner else self._recognizers[:1]
+        return join([recognizer(square) for recognizer in used], self.refinement.refiner)
 
     def _refine(self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor) -> np.ndarray:
-        refined = refine(crop, edit, change, target, self.refinement, self._embed, self._restorer)
+        own = target.shape[1] - self._others
+        parts = [target[:, :own], target[:, own:]] if self._others and self.refinement.refiner else [target[:, :own]]
+        wanted = join(parts, self.refinement.refiner)
+        refined = refine(crop, edit, change, wanted, self.refinement, self._embed, self._restorer)
         return np.asarray(refined.cpu().numpy())
+
+
+def join(embeddings: Sequence[Tensor], refiner: float) -> Tensor:
+    """Unit embeddings by the recognizer and, where there is one, the refiner, as one unit vector.
+
+    Args:
+        embeddings: one (B, D) or two.
+        refiner: weight of the second one beside the first one's 1; a cosine of joined vectors is the weighted mean.
+    """
+    if len(embeddings) == 1:
+        return embeddings[0]
+    first, second = embeddings
+    return torch.cat([first, refiner**0.5 * second], 1) / (1 + refiner) ** 0.5
 
 
 def refine(
@@ -142,7 +187,7 @@ def refine(
         edit: (B, 3, S, S), the part of the change that is no mask and stays as it is.
         change: (B, 3, S, S), edit and mask together; the L2 norm of the mask is its budget.
         target: (B, D) unit embeddings.
-        embed: the recognizer, (B, 3, S, S) to (B, D).
+        embed: the recognizer, or several joined, (B, 3, S, S) to (B, D).
         restore: the restorer, (B, 3, S, S) in [-1, 1] to its change; None leaves out its terms.
 
     Returns:

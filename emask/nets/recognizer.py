@@ -5,13 +5,54 @@ The segments end where a teacher's stages end, so that each can be given the tea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 EMBEDDING = 256
-# (channels, blocks that keep the size, expansion of the strided block that begins the segment or 0)
-_SEGMENTS = [(64, 2, 0), (64, 2, 0), (128, 0, 256), (128, 3, 0), (128, 3, 0), (128, 0, 512), (128, 2, 0)]
-_STEM = 32
+
+
+@dataclass(frozen=True)
+class Form:
+    """How large a recognizer is.
+
+    Attributes:
+        stem: channels after the first convolution, which halves the sides.
+        entry: (channels, expansion) of the bottlenecks that end the stem; the last halves the sides again.
+        segments: (channels, blocks that keep the size, their expansion, expansion of the strided block that begins the
+            segment or 0).
+        embedding: numbers.
+        pooled: channels that a 7x7 depthwise convolution reads, or 0: then all 7x7 places of 64 channels are read.
+    """
+
+    stem: int
+    entry: tuple[tuple[int, int], ...]
+    segments: tuple[tuple[int, int, int, int], ...]
+    embedding: int
+    pooled: int
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Form:
+        """The form that `dataclasses.asdict` gave, also after a journey through JSON or a checkpoint."""
+        rows = {name: tuple(tuple(row) for row in content[name]) for name in ("entry", "segments")}
+        return cls(**{**content, **rows})
+
+
+# The one that ships as recognizer: faces are compared with it, and the generator is conditioned by it.
+COMPACT = Form(
+    32, ((64, 96),),
+    ((64, 2, 128, 0), (64, 2, 128, 0), (128, 0, 0, 256), (128, 3, 256, 0), (128, 3, 256, 0), (128, 0, 0, 512),
+     (128, 2, 256, 0)),
+    EMBEDDING, 512,
+)  # fmt: skip
+# The one that ships as refiner: a mask fitted through it is to move the very network it was taught by.
+WIDE = Form(
+    64, ((64, 128), (128, 192)),
+    (*((128, 1, 192, 0),) * 4, (256, 0, 0, 256), *((256, 1, 384, 0),) * 6, (256, 0, 0, 512), *((256, 1, 384, 0),) * 2),
+    512, 0,
+)  # fmt: skip
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -54,35 +95,38 @@ class Bottleneck(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """(B, 3, 112, 112) float32 RGB in [-1, 1] to (B, 256) float32 unit embeddings."""
+    """(B, 3, 112, 112) float32 RGB in [-1, 1] to (B, D) float32 unit embeddings, D by its form."""
 
-    def __init__(self, embedding: int = EMBEDDING) -> None:
+    def __init__(self, form: Form = COMPACT) -> None:
         super().__init__()
-        stem = nn.Sequential(
-            nn.Conv2d(3, _STEM, 3, 2, 1, bias=False),
-            _norm(_STEM),
-            nn.LeakyReLU(0.1, inplace=True),
-            Bottleneck(_STEM, 64, 96, 2),
-        )
-        segments: list[nn.Module] = [stem]
-        channels = 64
-        for outputs, blocks, strided in _SEGMENTS:
+        self.form = form
+        channels = form.stem
+        stem: list[nn.Module] = [
+            nn.Conv2d(3, channels, 3, 2, 1, bias=False), _norm(channels), nn.LeakyReLU(0.1, inplace=True)
+        ]  # fmt: skip
+        for index, (outputs, hidden) in enumerate(form.entry):
+            stem.append(Bottleneck(channels, outputs, hidden, 2 if index == len(form.entry) - 1 else 1))
+            channels = outputs
+        segments: list[nn.Module] = [nn.Sequential(*stem)]
+        for outputs, blocks, hidden, strided in form.segments:
             layers: list[nn.Module] = []
             if strided:
                 layers.append(Bottleneck(channels, outputs, strided, 2))
-            layers += [Bottleneck(outputs, outputs, 2 * outputs, 1) for _ in range(blocks)]
+            layers += [Bottleneck(outputs, outputs, hidden, 1) for _ in range(blocks)]
             segments.append(nn.Sequential(*layers))
             channels = outputs
         self.segments = nn.ModuleList(segments)
-        self.head = nn.Sequential(
-            nn.Conv2d(channels, 512, 1, bias=False),
-            _norm(512),
-            nn.LeakyReLU(0.1, inplace=True),
-            nn.Conv2d(512, 512, 7, groups=512, bias=False),
-            _norm(512),
-            nn.Flatten(),
-            nn.Linear(512, embedding),
-        )
+        widest = form.pooled or 512
+        head: list[nn.Module] = [
+            nn.Conv2d(channels, widest, 1, bias=False), _norm(widest), nn.LeakyReLU(0.1, inplace=True)
+        ]  # fmt: skip
+        if form.pooled:
+            head += [nn.Conv2d(widest, widest, 7, groups=widest, bias=False), _norm(widest), nn.Flatten()]
+            head.append(nn.Linear(widest, form.embedding))
+        else:
+            head += [nn.Conv2d(widest, 64, 1, bias=False), _norm(64), nn.LeakyReLU(0.1, inplace=True), nn.Flatten()]
+            head.append(nn.Linear(64 * 7 * 7, form.embedding))
+        self.head = nn.Sequential(*head)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output of every segment, in order."""

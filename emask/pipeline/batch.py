@@ -49,6 +49,7 @@ class Protection:
         recognizer: the engine's own, which conditions the generator and measures what was written.
         target: (D,) unit embedding of the target by it.
         w, eps, faces, b: as for `protect_photos`.
+        aim: (D',) the target by `Engine.embed_target`; None where that is `target` itself.
     """
 
     engine: Engine
@@ -59,6 +60,7 @@ class Protection:
     eps: float
     faces: str = "all"
     b: np.ndarray | None = None
+    aim: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         choose_faces((), self.faces)
@@ -67,7 +69,7 @@ class Protection:
         """Mask the faces of some photos together."""
         return protect_photos(
             photos,
-            self.target,
+            self.target if self.aim is None else self.aim,
             engine=self.engine,
             detector=self.detector,
             w=self.w,

@@ -108,7 +108,7 @@ def protect_photos(
 
     Args:
         photos: any number, of any sizes.
-        target: (D,) unit embedding of the target by the engine's recognizer.
+        target: (D,), the target by `Engine.embed_target`.
         engine: opened with a generator.
         w, eps: strength, as for `Engine.protect`.
         faces: "all", "largest" or a number N for the N largest.

@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     from platformdirs import user_cache_path
 
     from emask.train.place import join
-    from emask.train.prepare import open_recognizer, open_surrogates, open_validation, prepare
+    from emask.train.prepare import open_recognizers, open_surrogates, open_validation, prepare
     from emask.train.run import check_before, run_stages
     from emask.weights import models_dir
 
@@ -99,9 +99,10 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     place = join(options.device)
     surrogates = [surrogate.to(place.device) for surrogate in open_surrogates(options.recognizers, None)]
     cache = user_cache_path("emask") / "training"
-    prepared = prepare(options.data, surrogates, models_dir() / "targets", cache, config, place)
+    recognizers = open_recognizers(config, place)
+    targets = models_dir() / "targets"
+    prepared = prepare(options.data, surrogates, targets, cache, config, place, recognizers=recognizers)
     validation = open_validation(prepared, options.recognizers, surrogates, config)
-    recognizer = open_recognizer(config, place)
     if validation is None:
         raise TrainingError("nobody judges", "an ablation needs recognizers that are no surrogates")
 
@@ -127,7 +128,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
             began = time.monotonic()
             made = run_stages(
                 (2, 3), prepared.training, surrogates, replace(changed, seed=seed), place, folder, quiet,
-                recognizer=recognizer,
+                recognizers=recognizers,
             )  # fmt: skip
             scores = validation.score(
                 made.modules["generator"], made.modules["restorer"], changed.phases[-1].eps, place.device, changed.bf16

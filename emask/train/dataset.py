@@ -18,9 +18,10 @@ class TrainingSet:
         pixels: (N, S, S, 3) uint8 RGB crops of people that training may see.
         people: (N,) int64.
         labels: (N, n) float32 in [-1, 1], zero where unknown.
-        identity: (N, 256) float32 unit, the project's own recognizer.
+        identity: (N, 256) float32 unit, the project's own recognizer; where stage 3 refines masks through the refiner
+            as well, (N, 256 + D), its unit embeddings behind.
         surrogate: per surrogate, (N, D_k) float32 unit.
-        target_identity: (T, 256), of the built-in targets' photos.
+        target_identity: as `identity`, of the built-in targets' photos.
         target_surrogate: per surrogate, (T, D_k) unit.
     """
 

@@ -1,34 +1,37 @@
-"""Distilling the compact recognizer from stronger ones.
+"""Distilling the project's own recognizers from stronger ones.
 
-Its embedding copies the teachers' joint one: their unit embeddings side by side, projected on the 256 directions in
-which training faces differ most, so that one cosine stands for the mean cosine of all teachers. The first teacher also
-gives its inner features: at first each segment of the student reads the teacher's features of the stage before
-(every segment learns at once, from a dense signal), later its own. Ten thousand photos are few; faces mixed from two
-people, shifted, blurred and recoloured are faces to the teachers too, and they label them.
+The compact recognizer copies several teachers: its embedding is their unit embeddings side by side, projected on the
+256 directions in which training faces differ most, so that one cosine stands for the mean cosine of all teachers. The
+refiner copies one teacher as closely as it can, also on faces that wear masks: what moves it is to move its teacher,
+and those who learned as its teacher did. The first teacher also gives its inner features: at first each segment of
+the student reads the teacher's features of the segment before (every segment learns at once, from a dense signal),
+later its own. Ten thousand photos are few; faces mixed from two people, shifted, blurred and recoloured are faces to
+the teachers too, and they label them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emask.engine import Engine
 from emask.errors import TrainingError
 from emask.face.align import INNER, MARGIN
-from emask.nets.recognizer import EMBEDDING, Recognizer
+from emask.nets.recognizer import COMPACT, EMBEDDING, Form, Recognizer
 from emask.train.data import Crops
 from emask.train.surrogates import Surrogate
 
-# Layers of the InsightFace-y1 MobileFaceNet whose outputs end its stages, in the order of `Recognizer.segments`:
-# counted among its additions and its last 1x1 convolutions by `_stage_nodes`.
-_HINT_SHAPES = [(64, 28), (64, 28), (64, 28), (128, 14), (128, 14), (128, 14), (128, 7), (128, 7)]
-_HINT_SKIP = [0, 2, 2, 0, 3, 3, 0, 2]
+# (crops (B, 3, S, S) in [-1, 1], budgets (B,)) -> protected crops
+Masked = Callable[[Tensor, Tensor], Tensor]
+SQUARE = slice(MARGIN, MARGIN + INNER)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class DistillConfig:
         lr: peak learning rate of AdamW; warms up over 3% of the time, then falls to zero along a cosine.
         forced: share of the time in which segments read the teacher's features.
         mix: share of crops that are mixed with another person's.
+        worn: share of the time after which faces wear masks, if there are any to wear.
+        replays: steps on the same faces then, each with the mask taken further against the student.
+        budget: least and largest L2 norm of such a mask, over a crop in [-1, 1] units.
         bf16: autocast to bfloat16.
     """
 
@@ -48,16 +54,19 @@ class DistillConfig:
     weight_decay: float = 1e-4
     forced: float = 0.4
     mix: float = 0.35
+    worn: float = 0.5
+    replays: int = 3
+    budget: tuple[float, float] = (3.0, 13.0)
     bf16: bool = True
     seed: int = 0
 
 
 class TeacherSpace(nn.Module):
-    """Embeddings of several recognizers joined into one unit vector of 256 numbers.
+    """Embeddings of one or several recognizers joined into one unit vector.
 
     Args:
         teachers: the recognizers.
-        projection: (sum of their dimensions, 256) float32 with orthonormal columns.
+        projection: (sum of their dimensions, D) float32 with orthonormal columns.
     """
 
     projection: Tensor
@@ -71,14 +80,55 @@ class TeacherSpace(nn.Module):
         """(B, 3, S, S) crops to (B, D) joint embeddings of unit length."""
         return torch.cat([teacher(crops) for teacher in self.teachers], 1) / math.sqrt(len(self.teachers))
 
-    def fit(self, joint: Tensor) -> None:
+    def fit(self, joint: Tensor, directions: int = EMBEDDING) -> None:
         """Take the leading directions (uncentred: cosines must survive) of (N, D) joint embeddings."""
         _, vectors = torch.linalg.eigh(joint.T.double() @ joint.double())
-        self.projection = vectors[:, -EMBEDDING:].flip(1).float()
+        self.projection = vectors[:, -directions:].flip(1).float()
 
     def project(self, joint: Tensor) -> Tensor:
-        """(B, D) joint embeddings to (B, 256) unit embeddings."""
+        """(B, D) joint embeddings to (B, directions) unit embeddings."""
         return nn.functional.normalize(joint @ self.projection, dim=1)
+
+
+def generator_masks(engine: Engine, crops: Crops, seed: int) -> Masked:
+    """The generator's masks, for targets drawn from the photos that training may see.
+
+    Args:
+        engine: opened with a generator and a recognizer.
+    """
+    rng = np.random.default_rng(seed)
+    training = np.flatnonzero(~crops.test)
+
+    def masked(faces: Tensor, budgets: Tensor) -> Tensor:
+        shown = to_float(crops.pixels[rng.choice(training, len(faces))])
+        targets = engine.embed_target(shown[:, :, SQUARE, SQUARE].numpy())
+        changes = [
+            engine.protect(face[None].numpy(), target, w=0.0, eps=float(budget))
+            for face, target, budget in zip(faces, targets, budgets, strict=True)
+        ]
+        return faces + torch.from_numpy(np.concatenate(changes))
+
+    return masked
+
+
+def fits(teacher: Surrogate, form: Form) -> bool:
+    """Whether a student of this form can be taught by the teacher's inner features."""
+    try:
+        stage_nodes(teacher, Recognizer(form))
+    except TrainingError:
+        return False
+    return True
+
+
+def _further(mask: Tensor, gradient: Tensor, budget: Tensor) -> Tensor:
+    """A grey mask (B, 1, H, W) taken along a gradient (B, 3, H, W), by 3/5 of its budget, within it."""
+    grey = gradient.mean(1, keepdim=True)
+
+    def norm(x: Tensor) -> Tensor:
+        return x.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-12
+
+    mask = mask + 0.6 * budget * grey / norm(grey)
+    return mask * (budget / norm(mask)).clamp(max=1.0)
 
 
 def to_float(pixels: np.ndarray) -> Tensor:
@@ -118,13 +168,13 @@ def augment(x: Tensor, generator: torch.Generator, mix: float) -> Tensor:
 
 
 class _Hints:
-    """Inner features of the first teacher, read off its graph."""
+    """Inner features of the first teacher, read off its graph where the student's segments end."""
 
-    def __init__(self, teacher: Surrogate) -> None:
+    def __init__(self, teacher: Surrogate, student: Recognizer) -> None:
         import torch.fx
 
         self.teacher = teacher
-        self.nodes = _stage_nodes(teacher)
+        self.nodes = stage_nodes(teacher, student)
         outer = self
 
         class Reader(torch.fx.Interpreter):
@@ -145,39 +195,51 @@ class _Hints:
         return features, nn.functional.normalize(output.float(), dim=1)
 
 
-def _stage_nodes(teacher: Surrogate) -> list[str]:
-    """Names of the graph nodes that end the stages of an InsightFace-y1 MobileFaceNet."""
+def stage_nodes(teacher: Surrogate, student: Recognizer) -> list[str]:
+    """Names of the graph nodes of a MobileFaceNet that end what a student's segments are to learn.
+
+    A segment ends at the linear output of its own size that has as many residual blocks between it and the end of the
+    segment before as the segment has; a strided block ends at its linear projection.
+
+    Raises:
+        TrainingError: the teacher has no such outputs.
+    """
     from torch.fx.passes.shape_prop import ShapeProp
 
     ShapeProp(teacher.net).propagate(torch.zeros(1, 3, *teacher.card.size))
     modules = dict(teacher.net.named_modules())
-    linear: list[tuple[str, tuple[int, int]]] = []  # outputs of linear 1x1 projections and of residual additions
+
+    def activates(node: torch.fx.Node) -> bool:
+        return "ReLU" in type(modules.get(str(node.target))).__name__
+
+    linear: list[tuple[str, tuple[int, int], bool]] = []  # outputs of linear projections and of residual additions
     for node in teacher.net.graph.nodes:
         module = modules.get(str(node.target))
         addition = type(module).__name__ == "OnnxBinaryMathOperation"
-        projection = (
-            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels < module.in_channels
-        )
-        if addition or projection:
+        projection = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        if addition or (projection and not any(activates(user) for user in node.users)):
             shape = node.meta["tensor_meta"].shape
-            linear.append((node.name, (shape[1], shape[2]), addition))  # type: ignore[arg-type]
+            linear.append((node.name, (shape[1], shape[2]), addition))
+    with torch.no_grad():
+        outputs = copy.deepcopy(student).eval().features(torch.zeros(1, 3, INNER, INNER))
+        wanted = [(f.shape[1], f.shape[2]) for f in outputs]
     names: list[str] = []
     position = -1
-    for shape, additions in zip(_HINT_SHAPES, _HINT_SKIP, strict=True):
-        wanted = additions
+    for size, blocks in zip(wanted, [0, *(segment[1] for segment in student.form.segments)], strict=True):
+        left = blocks
         for index in range(position + 1, len(linear)):
-            name, found, addition = linear[index]  # type: ignore[misc]
-            if found != shape:
+            name, found, addition = linear[index]
+            if found != size:
                 continue
-            if (additions == 0) or addition:
-                wanted -= 1
-            if wanted <= 0:
+            if blocks == 0 or addition:
+                left -= 1
+            if left <= 0:
                 names.append(name)
                 position = index
                 break
         else:
             raise TrainingError(
-                f"{teacher.card.name} is not a MobileFaceNet, whose inner features the recognizer is taught by",
+                f"{teacher.card.name} is no MobileFaceNet of the student's form, whose inner features it is taught by",
                 "name one first with --surrogate",
             )
     return names
@@ -199,6 +261,8 @@ def distill(
     minutes: float,
     checkpoint: Path,
     report: Callable[[str], None],
+    form: Form = COMPACT,
+    masked: Masked | None = None,
 ) -> Recognizer:
     """Train a student for a given time on the crops of people that training may see.
 
@@ -206,6 +270,10 @@ def distill(
         minutes: wall-clock budget; the schedule is laid over it.
         checkpoint: written every five minutes and at the end: student, projection, step, config.
         report: called with one line of progress now and then.
+        form: the student's.
+        masked: masks faces, each with a budget of its own; from `DistillConfig.worn` on half of the faces wear such a
+            mask, and all of them one that the student's own gradient draws, further with every replay. What is fitted
+            through a student goes where it and its teacher part; there it has to be taught.
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -213,13 +281,13 @@ def distill(
     train = np.flatnonzero(~crops.test)
     watched = np.flatnonzero(crops.test)[:256]
     pixels = np.ascontiguousarray(crops.pixels[train])
-    hints = _Hints(space.teachers[0])  # type: ignore[arg-type]
-    student = Recognizer().to(memory_format=torch.channels_last)
+    student = Recognizer(form).to(memory_format=torch.channels_last)
+    hints = _Hints(space.teachers[0], student)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scale: list[Tensor] = []
     order = np.zeros(0, np.int64)
     began = saved = told = time.monotonic()
-    step, mean_loss = 0, 0.0
+    step, again, mean_loss = 0, 0, 0.0
     while True:
         progress = (time.monotonic() - began) / (60 * minutes)
         if progress >= 1:
@@ -227,22 +295,32 @@ def distill(
         lr = config.lr * min(1.0, progress / 0.03 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if len(order) < config.batch:
-            order = rng.permutation(len(pixels))
-        pick, order = order[: config.batch], order[config.batch :]
-        view = augment(to_float(pixels[pick]), generator, config.mix)
-        view = view[:, :, MARGIN : MARGIN + INNER, MARGIN : MARGIN + INNER]
-        view = view.contiguous(memory_format=torch.channels_last)
+        worn = masked is not None and progress > config.worn
+        if not again:
+            if len(order) < config.batch:
+                order = rng.permutation(len(pixels))
+            pick, order = order[: config.batch], order[config.batch :]
+            face = augment(to_float(pixels[pick]), generator, config.mix)
+            mask = torch.zeros(config.batch, 1, INNER, INNER)
+            low, high = config.budget
+            budget = torch.rand(config.batch, 1, 1, 1, generator=generator) * (high - low) + low
+            if worn and masked is not None:
+                half = config.batch // 2
+                face = torch.cat([masked(face[:half], budget[:half].flatten()), face[half:]])
+            face = face[:, :, SQUARE, SQUARE]
+            again = config.replays if worn else 1
+        again -= 1
+        view = (face + mask).clamp(-1, 1).contiguous(memory_format=torch.channels_last).requires_grad_(worn)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
             with torch.no_grad():
-                features, first = hints(view)
+                features, first = hints(view.detach())
                 others = [teacher(view) for teacher in list(space.teachers)[1:]]
                 joint = torch.cat([first, *others], 1) / math.sqrt(len(space.teachers))
                 target = space.project(joint.float())
                 if not scale:
                     scale = [f.float().var() for f in features]
             forced = progress < config.forced
-            x = view
+            x: Tensor = view
             loss = torch.zeros(())
             for index, segment in enumerate(student.segments):
                 x = segment(x)
@@ -256,10 +334,12 @@ def distill(
         loss = loss + 4.0 * (1 - cosine).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if view.grad is not None:
+            mask = _further(mask, view.grad, budget)
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimizer.step()
         step += 1
-        mean_loss += 0.02 * (float(cosine.mean()) - mean_loss)
+        mean_loss += 0.02 * (float(cosine.detach().mean()) - mean_loss)
         now = time.monotonic()
         if now - told > 60:
             told = now
@@ -267,7 +347,7 @@ def distill(
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
                 real = to_float(crops.pixels[watched])
                 want = space.project(space.joint(real).float())
-                inner = real[:, :, MARGIN : MARGIN + INNER, MARGIN : MARGIN + INNER]
+                inner = real[:, :, SQUARE, SQUARE]
                 got = student(inner.contiguous(memory_format=torch.channels_last)).float()
             student.train()
             report(
@@ -285,6 +365,8 @@ def distill(
 def _save(path: Path, student: Recognizer, space: TeacherSpace, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    state = {"student": student.state_dict(), "projection": space.projection, "step": step}
+    state = {
+        "student": student.state_dict(), "form": asdict(student.form), "projection": space.projection, "step": step,
+    }  # fmt: skip
     torch.save(state, partial)
     partial.replace(path)

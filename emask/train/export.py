@@ -17,10 +17,10 @@ from emask.errors import ModelError
 from emask.face.align import INNER
 from emask.nets.blocks import fold_norms
 from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
-from emask.nets.recognizer import EMBEDDING, Recognizer
+from emask.nets.recognizer import COMPACT, EMBEDDING, Form, Recognizer
 from emask.nets.restorer import Restorer
 from emask.train.checkpoint import load
-from emask.weights import FORMAT, sha256
+from emask.weights import FORMAT, REFINER, sha256
 
 OPSET = 17
 COMMANDS = "commands.txt"  # in a run folder: how it was trained, a line a command
@@ -62,7 +62,7 @@ def restorer_from(state: dict[str, Any]) -> Restorer:
 
 def recognizer_from(state: dict[str, Any]) -> Recognizer:
     """The recognizer of a distillation checkpoint, in evaluation mode."""
-    net = Recognizer()
+    net = Recognizer(Form.from_dict(state["form"]) if "form" in state else COMPACT)
     net.load_state_dict(state["student"])
     return net.eval()
 
@@ -193,7 +193,8 @@ def to_onnx(
     def describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
         return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": _RANGES[name]}
 
-    out_shape = (1, EMBEDDING) if kind == "recognizer" else (1, 3, size, size)
+    numbers = net.form.embedding if isinstance(net, Recognizer) else EMBEDDING
+    out_shape = (1, numbers) if kind == "recognizer" else (1, 3, size, size)
     return {
         "file": path.name,
         "sha256": sha256(path),
@@ -238,10 +239,11 @@ def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], targets: li
 
 
 def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] | None = None) -> list[str]:
-    """Export all that a run folder holds: generator and restorer of its last stage, and its recognizer.
+    """Export all that a run folder holds: generator and restorer of its last stage, its recognizer and its refiner.
 
     Args:
-        run: folder with `recognizer.pt`, `stage2.pt`, `stage3.pt`; what is missing is left as it is in `folder`.
+        run: folder with `recognizer.pt`, `refiner.pt`, `stage2.pt`, `stage3.pt`; what is missing is left as it is in
+            `folder`.
         folder: where the ONNX files and `manifest.json` go.
         strengths: (w, eps) of the strengths low, medium and high, for the generator's entry.
 
@@ -253,11 +255,12 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
-    distilled = run / "recognizer.pt"
-    if distilled.exists():
-        state = load(distilled, "")
-        entry = to_onnx(recognizer_from(state), "recognizer", folder / "recognizer.onnx", INNER)
-        entries["recognizer"] = {**entry, "training": "emask train --stage recognizer", **state.get("measured", {})}
+    for name in ("recognizer", REFINER):
+        distilled = run / f"{name}.pt"
+        if distilled.exists():
+            state = load(distilled, "")
+            entry = to_onnx(recognizer_from(state), "recognizer", folder / f"{name}.onnx", INNER)
+            entries[name] = {**entry, "training": f"emask train --stage {name}", **state.get("measured", {})}
     last = next((run / f"stage{n}.pt" for n in (3, 2) if (run / f"stage{n}.pt").exists()), None)
     if last is not None:
         state = load(last, "")

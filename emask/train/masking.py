@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emask.attributes import ATTRIBUTES, EDITABLE
+from emask.nets.recognizer import EMBEDDING
 from emask.nets.restorer import Restorer
 from emask.train import losses
 from emask.train.dataset import Batch
@@ -27,6 +28,7 @@ class Request:
 
     Attributes:
         crop: (B, 3, S, S); target: (B, 256); a, b: (B, n); w, eps: (B,): the generator's inputs.
+        aim: (B, 256 or more): `target`, and the refiner's embeddings behind where there is one.
         sources: per surrogate (B, D_k), the owners' embeddings.
         wanted: per surrogate (B, D_k), the targets'.
         edit: whether b differs from a anywhere.
@@ -38,6 +40,7 @@ class Request:
     b: Tensor
     w: Tensor
     eps: Tensor
+    aim: Tensor
     sources: list[Tensor]
     wanted: list[Tensor]
     edit: bool
@@ -59,7 +62,7 @@ class MaskingStage(Stage):
         """
         config, place = self.config, self.place
         indices, crop = self.crops(batch)
-        target, wanted = self.targets.draw(batch.indices, progress, self.sampler.rng)
+        aim, wanted = self.targets.draw(batch.indices, progress, self.sampler.rng)
         count = len(crop)
         budgets = eps * (spread[0] + (spread[1] - spread[0]) * self.draws.uniform(count))
         weight, injected = self.draws.uniform(count, 2).unbind(1)
@@ -74,7 +77,9 @@ class MaskingStage(Stage):
             b = a.scatter(1, which[:, None], value[:, None])
         a, b, w, budgets = (x.to(place.device, non_blocking=True) for x in (a, b, w, budgets))
         sources = [rows[indices] for rows in self.data.surrogate]
-        return Request(crop, place.part(target), a, b, w, budgets, sources, [place.part(rows) for rows in wanted], edit)
+        aim = place.part(aim)
+        target, wanted = aim[:, :EMBEDDING], [place.part(rows) for rows in wanted]
+        return Request(crop, target, a, b, w, budgets, aim, sources, wanted, edit)
 
     def restoration(self, restorer: Restorer, protected: Tensor, request: Request, k: int) -> dict[str, Tensor]:
         """The restorer's terms on a noised protected crop: pixels, identity of the source, away from the target.
@@ -104,7 +109,8 @@ class MaskingStage(Stage):
         count = min(SAMPLES, len(self.data))
         indices = torch.from_numpy(np.linspace(0, len(self.data) - 1, count).astype(np.int64)).to(device)
         crop = self.data.crops(indices, torch.zeros(count, dtype=torch.bool, device=device))
-        target = self.data.target_identity[torch.arange(count, device=device) % len(self.data.target_identity)]
+        known = self.data.target_identity[:, :EMBEDDING]
+        target = known[torch.arange(count, device=device) % len(known)]
         none = torch.zeros(count, self.net.attributes, device=device)
         zero = torch.zeros(count, device=device)
         with torch.no_grad():

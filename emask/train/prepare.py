@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from emask.errors import TrainingError
 from emask.face.align import CROP, INNER, align, estimate
 from emask.images import load_photo
+from emask.nets.recognizer import EMBEDDING
 from emask.train.config import TrainConfig
 from emask.train.data import load_crops
 from emask.train.dataset import TrainingSet
@@ -22,7 +24,7 @@ from emask.train.labels import read_labels
 from emask.train.place import Place
 from emask.train.surrogates import Surrogate, SurrogateCard, read_cards
 from emask.train.validation import FAR, Validation, choose_people
-from emask.weights import sha256, shipped_path
+from emask.weights import refiner_path, sha256, shipped_path
 
 # Surrogates when none are named: the recognizers of this fold.
 DEFAULT_FOLD = "A"
@@ -53,17 +55,20 @@ def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
     return surrogates
 
 
-def open_recognizer(config: TrainConfig, place: Place) -> Surrogate | None:
-    """The project's own recognizer, differentiable, where stage 3 is to refine masks; else None.
+def open_recognizers(config: TrainConfig, place: Place) -> list[Surrogate]:
+    """The project's own recognizer and, where one ships, the refiner, differentiable.
+
+    None, unless stage 3 is to refine masks.
 
     Raises:
-        ModelError: it is missing or damaged.
+        ModelError: one is missing or damaged.
     """
     if not config.refined:
-        return None
-    grey = (127.5, 127.5, 127.5)  # its input is in [-1, 1], as the crops are
-    card = SurrogateCard("emask", shipped_path("recognizer"), (INNER, INNER), grey, grey)
-    return Surrogate(card).eval().to(place.device)
+        return []
+    grey = (127.5, 127.5, 127.5)  # their input is in [-1, 1], as the crops are
+    files = [file for file in (shipped_path("recognizer"), refiner_path()) if file is not None]
+    cards = [SurrogateCard(f"emask, {file.stem}", file, (INNER, INNER), grey, grey) for file in files]
+    return [Surrogate(card).eval().to(place.device) for card in cards]
 
 
 def embed_crops(
@@ -143,7 +148,7 @@ VALIDATION_TARGETS = 8
 
 def prepare(
     data: Path, surrogates: Sequence[Surrogate], portraits: Path, cache: Path, config: TrainConfig, place: Place,
-    progress: Progress | None = None,
+    progress: Progress | None = None, recognizers: Sequence[Surrogate] = (),
 ) -> Prepared:  # fmt: skip
     """Everything the stages read. Test people, and those of the validation, are left out here, once for all stages.
 
@@ -153,6 +158,7 @@ def prepare(
         portraits: folder of the built-in targets' portraits, or the photo of one target.
         cache: folder for crops and embeddings.
         progress: called with (what, done, all).
+        recognizers: of `open_recognizers`; identities are then embedded by all of them.
     """
     from emask.recognize import load_recognizer
 
@@ -168,15 +174,20 @@ def prepare(
         raise TrainingError(f"every photo of {data} belongs to people kept for tests")
     pixels = np.ascontiguousarray(crops.pixels[keep])
     photos = hashlib.sha256(pixels.data).hexdigest()[:12]
-    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in surrogates).encode()).hexdigest()[:8]
-    embedded = _cached(
-        cache / f"embeddings-{photos}-{who}.pt",
-        lambda: embed_crops(surrogates, pixels, config.bf16, part("embedding with surrogates"), place),
-    )
+
+    def embed_with(networks: Sequence[Surrogate], what: str) -> list[Tensor]:
+        who = hashlib.sha256(" ".join(sha256(s.card.file) for s in networks).encode()).hexdigest()[:8]
+        make = partial(embed_crops, networks, pixels, config.bf16, part(what), place)
+        return _cached(cache / f"embeddings-{photos}-{who}.pt", make)
+
+    embedded = embed_with(surrogates, "embedding with surrogates")
+    others = recognizers[1:]  # the refiner
+    aims = embed_with(others, "embedding with the refiner") if others else []
     if place.first:
         place.agree(0.0)
     recognizer = load_recognizer(None)
-    identity = torch.from_numpy(recognizer.embed(pixels))
+    identity = torch.cat([torch.from_numpy(recognizer.embed(pixels)), *aims], 1)
+    target_aims = embed_crops(others, targets, False, None, place)
     labels = read_labels(data, crops)[torch.from_numpy(keep)]
     people = crops.people[keep]
     pairs = choose_people(people, [crops.names[i] for i in keep], config.validate)
@@ -192,12 +203,12 @@ def prepare(
             labels=labels[rows],
             identity=identity[rows],
             surrogate=[embeddings[rows] for embeddings in embedded],
-            target_identity=torch.from_numpy(recognizer.embed(targets)),
+            target_identity=torch.cat([torch.from_numpy(recognizer.embed(targets)), *target_aims], 1),
             target_surrogate=embed_crops(surrogates, targets, False, None, place),
         ),
         pixels[pairs[aside:]],
         pixels[pairs[:aside]],
-        identity[torch.from_numpy(pairs[:aside, 0])],
+        identity[torch.from_numpy(pairs[:aside, 0]), :EMBEDDING],
         targets,
     )
 
@@ -221,6 +232,6 @@ def open_validation(
     last = config.phases[-1]
     if not last.people or not last.share:
         targets = prepared.built_in[: last.built_in]
-        identity = prepared.training.target_identity[: last.built_in]
+        identity = prepared.training.target_identity[: last.built_in, :EMBEDDING]
         return Validation(prepared.validation, judges, identity, np.stack([targets, targets], axis=1))
     return Validation(prepared.validation, judges, prepared.validation_identity, prepared.validation_targets)

@@ -110,7 +110,7 @@ def run_stages(
     stages: Sequence[int], data: TrainingSet, surrogates: Sequence[Surrogate], config: TrainConfig, place: Place,
     folder: Path, report: Callable[[int], Report], *, validation: Validation | None = None, resume: bool = False,
     start_from: Path | None = None, say: Callable[[str], None] = lambda line: None,
-    recognizer: nn.Module | None = None,
+    recognizers: Sequence[nn.Module] = (),
 ) -> Stage:  # fmt: skip
     """Train stages in turn; returns the last of them.
 
@@ -123,12 +123,12 @@ def run_stages(
         start_from: trained weights: stage 1 goes on from their E and D, stage 2 from the rest; for the curriculum see
             `config.climbed`.
         say: told what a user should know.
-        recognizer: on the place's device; see `Setting`.
+        recognizers: on the place's device; see `Setting`.
 
     Raises:
         TrainingError: a stage lacks what it begins with, or a checkpoint cannot be written.
     """
-    setting = Setting(data.to(place.device), config, place, surrogates, recognizer)
+    setting = Setting(data.to(place.device), config, place, surrogates, recognizers)
     for number in stages:
         stage = open_stage(number, setting, folder, start_from, say, 1 in stages)
         run_stage(stage, Run(folder, report(number) if place.first else _silent, validation, resume))

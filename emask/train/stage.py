@@ -29,14 +29,15 @@ class Setting:
         config: the run's settings.
         place: where it computes.
         surrogates: on the place's device; stage 1 needs none.
-        recognizer: the project's own, crops to embeddings as in `data.identity`; for stage 3 on refined masks.
+        recognizers: the project's own, and the refiner where there is one: crops to embeddings, which together are as
+            in `data.identity`; for stage 3 on refined masks.
     """
 
     data: TrainingSet
     config: TrainConfig
     place: Place
     surrogates: Sequence[Surrogate] = ()
-    recognizer: nn.Module | None = None
+    recognizers: Sequence[nn.Module] = ()
 
 
 class Stage(ABC):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emask.engine.refine import Refinement, refine
+from emask.engine.refine import Refinement, join, refine
 from emask.errors import TrainingError
 from emask.nets.generator import Generator
+from emask.nets.recognizer import EMBEDDING
 from emask.nets.restorer import Restorer
 from emask.train.dataset import Batch
 from emask.train.masking import MaskingStage, Request
@@ -52,7 +53,7 @@ class RestorerStage(MaskingStage):
     masks move towards what it can take off while it learns to take off what they have become.
 
     Args:
-        setting: data, settings, place, surrogates, and the recognizer where masks are to be refined.
+        setting: data, settings, place, surrogates, and the recognizers where masks are to be refined.
         generator, restorer: stage 2's.
 
     Raises:
@@ -70,9 +71,9 @@ class RestorerStage(MaskingStage):
         self.add("restorer", self.restorer)
         self.parameters = list(restorer.parameters())
         self.optimize("restorer", self.parameters, (0.9, 0.99))
-        if self.config.refined and setting.recognizer is None:
+        if self.config.refined and not setting.recognizers:
             raise TrainingError("no recognizer to refine masks through", "set refined = 0 in the preset")
-        self.recognizer = setting.recognizer
+        self.recognizers = setting.recognizers
         self.replay = Replay(self.config.replay)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -104,12 +105,11 @@ class RestorerStage(MaskingStage):
 
     def _refine(self, batch: Batch, request: Request) -> None:
         """Refine this batch's masks, without edits, for the replay."""
-        recognizer, restorer, crop = self.recognizer, self.restorer, request.crop
-        assert recognizer is not None
+        restorer, crop, weight = self.restorer, request.crop, Refinement().refiner
 
         def embed(images: Tensor) -> Tensor:
             with self.place.autocast(self.config.bf16):
-                return recognizer(images).float()  # type: ignore[no-any-return]
+                return join([recognizer(images).float() for recognizer in self.recognizers], weight)
 
         def restore(images: Tensor) -> Tensor:
             with self.place.autocast(self.config.bf16):
@@ -117,7 +117,9 @@ class RestorerStage(MaskingStage):
 
         restorer.requires_grad_(False)
         change = self._change(request, edit=False)
-        change = refine(crop, torch.zeros_like(crop), change, request.target, Refinement(), embed, restore)
+        parts = [request.aim[:, :EMBEDDING], request.aim[:, EMBEDDING:]][: len(self.recognizers)]
+        wanted = join(parts, weight)
+        change = refine(crop, torch.zeros_like(crop), change, wanted, Refinement(), embed, restore)
         restorer.requires_grad_(True)
         place = self.place
         rows = {

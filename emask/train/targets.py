@@ -50,7 +50,8 @@ class TargetDraw:
             progress: of the stage.
 
         Returns:
-            (B, 256) identities to give the generator, and per surrogate (B, D_k) embeddings to hit.
+            (B, 256 or more) identities as in the set, of which the generator is given the first 256, and per surrogate
+            (B, D_k) embeddings to hit.
         """
         phase = self.config.phases[self.phase(progress)[0]]
         batch = len(sources)

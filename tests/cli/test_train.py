@@ -200,3 +200,9 @@ def test_an_interrupted_run_says_so(
     monkeypatch.setattr("emask.train.prepare.open_surrogates", stop)
     assert main(["train", "--stage", "1", "--preset", "smoke"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_refiner_needs_a_teacher_of_its_form(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--stage", "refiner", "--max-minutes", "0.01", "--run", "runs/r", "--device", "cpu"]) != 0
+    assert "none of the surrogates is a MobileFaceNet of the refiner's form" in capsys.readouterr().err
+    assert not (work / "runs" / "r" / "refiner.pt").exists()

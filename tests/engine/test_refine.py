@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from emask.engine import Engine, open_engine, refined
 from emask.engine.refine import Refinement, RefiningEngine
@@ -111,3 +113,45 @@ def test_refined_hands_the_rest_on(plain: Engine, models: Path, crops: np.ndarra
     engine = refined(plain, 2, models / "recognizer.onnx", None, "cpu")
     assert engine is not plain and engine.name == plain.name
     np.testing.assert_array_equal(engine.erase(crops), plain.erase(crops))
+
+
+@pytest.fixture
+def refiner(models: Path, tmp_path: Path) -> Path:
+    """The tiny recognizer with another projection, on 96 numbers instead of 256."""
+    model = onnx.load(str(models / "recognizer.onnx"))
+    (projection,) = (constant for constant in model.graph.initializer if constant.name == "projection")
+    other = np.random.default_rng(5).normal(size=(projection.dims[0], 96)).astype(np.float32)
+    projection.CopyFrom(numpy_helper.from_array(other, "projection"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 96
+    onnx.save(model, str(tmp_path / "refiner.onnx"))
+    return tmp_path / "refiner.onnx"
+
+
+def test_a_refiner_is_moved_too(plain: Engine, models: Path, crops: np.ndarray, refiner: Path) -> None:
+    """The twin: with a weight of 0 it is not looked through, and masks are those without it."""
+    shown = np.ascontiguousarray(crops[::-1, :, SQUARE, SQUARE])
+    free = {"owner": 0.0, "roughness": 0.0, "pixels": 0.0, "identity": 0.0, "away": 0.0}
+
+    def engine(weight: float, steps: int = 15) -> RefiningEngine:
+        settings = Refinement(steps=steps, refiner=weight, **free)  # type: ignore[arg-type]
+        return RefiningEngine(plain, models / "recognizer.onnx", None, "cpu", settings, refiner=refiner)
+
+    both = engine(1.0)
+    aim = both.embed_target(shown)
+    own = plain.embed_target(shown)
+    assert aim.shape[1] > own.shape[1] == 256
+    np.testing.assert_array_equal(aim[:, :256], own)
+    np.testing.assert_allclose(np.linalg.norm(aim[:, 256:], axis=1), 1, atol=1e-5)
+
+    def likeness(change: np.ndarray) -> np.ndarray:
+        seen = both.embed_target((crops + change)[:, :, SQUARE, SQUARE])
+        return (seen[:, 256:] * aim[:, 256:]).sum(1)
+
+    without = engine(0.0).protect(crops, aim, w=0.0, eps=EPS)
+    assert (likeness(both.protect(crops, aim, w=0.0, eps=EPS)) > likeness(without) + 0.01).all()
+    alone = refining(plain, models, restorer=False, steps=15, **free).protect(crops, own, w=0.0, eps=EPS)
+    np.testing.assert_allclose(without, alone, atol=1e-6)
+    # and no steps leave the generator's masks, whatever stands behind the target's first numbers
+    np.testing.assert_array_equal(
+        engine(1.0, 0).protect(crops, aim, w=0.0, eps=EPS), plain.protect(crops, own, w=0.0, eps=EPS)
+    )
