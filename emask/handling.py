@@ -117,6 +117,12 @@ ALL = (
     "blur:1,jpeg:90", "median:3,jpeg:90", "noise:5,jpeg:90", "brightness:120,jpeg:90", "facebook", "instagram",
     "twitter", "whatsapp", "screenshot",
 )  # fmt: skip
+# What curves are drawn of (`emask.bench.robustness`): one operation, at several numbers.
+CURVES = (
+    "jpeg:95", "jpeg:85", "jpeg:75", "jpeg:60", "jpeg:45", "jpeg:30", "rotate:5,jpeg:90", "rotate:10,jpeg:90",
+    "rotate:20,jpeg:90", "rotate:30,jpeg:90", "crop:95,jpeg:90", "crop:90,jpeg:90", "crop:80,jpeg:90",
+    "crop:70,jpeg:90", "scale:75,jpeg:90", "scale:50,jpeg:90", "scale:35,jpeg:90", "scale:25,jpeg:90",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ def parse(text: str, option: str = "--after") -> Handling:
 
 
 def choose(texts: Sequence[str], option: str) -> list[Handling]:
-    """Each text read; "all" stands for ALL."""
-    wanted = [name for text in texts for name in (ALL if text == "all" else (text,))]
+    """Each text read; "all" stands for ALL, "curves" for CURVES."""
+    several = {"all": ALL, "curves": CURVES}
+    wanted = [name for text in texts for name in several.get(text, (text,))]
     return [parse(text, option) for text in dict.fromkeys(wanted)]

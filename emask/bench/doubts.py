@@ -19,6 +19,9 @@ def doubts(document: Mapping[str, Any], white_box: Collection[str]) -> list[str]
     """
     found = []
     faces = document["faces"]
+    owners = len({photo.get("person", photo["source"]) for photo in document.get("photos", [])})
+    if 0 < owners < faces:
+        found.append(f"{faces} photos are of {owners} people: photos of one person are not independent of each other")
     if faces < FEW:
         found.append(f"{faces} photos: the intervals are wide, these figures are not for quoting")
     for judge in document["thresholds"]:
@@ -39,7 +42,7 @@ def doubts(document: Mapping[str, Any], white_box: Collection[str]) -> list[str]
                     found.append(f"{where}: {judge} takes {share} for the target at FAR {far}; they look alike")
     for judge, figures in sections[0][1]["recognizers"].items() if sections else ():
         # whose photos these are does not depend on the target
-        for far, rate in figures["dodging_other_clean"].items():
+        for far, rate in figures.get("dodging_other_clean", {}).items():
             if rate["value"] is not None and rate["value"] > 1 - KNOWN:
                 share = f"{100 * (1 - rate['value']):.1f}% of the clean photos"
                 found.append(f"{judge} takes only {share} for their owners at FAR {far}, by another photo")

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from emask.bench.identification import RANKS, identify
 from emask.bench.metrics import accepted, psnr, rate, rejected, ssim
-from emask.engine import to_network
+from emask.engine import inner_square, to_network
 from emask.errors import UsageError
-from emask.face.align import CROP, INNER, MARGIN, Similarity, align, estimate, paste_change
+from emask.face.align import CROP, Similarity, align, estimate, paste_change
 from emask.face.detect import Detector, Face
 from emask.handling import Handling
 from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, similarity, true_accept_rate
@@ -33,6 +33,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[str, int, int], None]
 
 FARS = FALSE_ACCEPT_RATES
+Cosines = dict[str, np.ndarray]
 UNSEEN = "unseen"  # the folder of the files that are made for unseen targets
 
 
@@ -67,11 +68,11 @@ class Located:
 
 @dataclass(frozen=True)
 class Source:
-    """A photo's owner: the photo to protect and another photo of the same person."""
+    """A photo's owner: the photo to protect and another photo of the same person, where there is one."""
 
     person: str
     photo: Located
-    other: Located
+    other: Located | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,18 @@ class Selection:
     calibration_people: np.ndarray
     calibration_names: list[str]
     skipped: list[str] = field(default_factory=list)
+
+
+class Parts(Protocol):
+    """Keeps what is done of a run, so that one that was interrupted goes on; see `emask.bench.resume`."""
+
+    def get(self, label: str) -> tuple[dict[str, Any], Cosines] | None:
+        """Figures and cosines of a target, None where they are not done."""
+        ...
+
+    def put(self, label: str, figures: dict[str, Any], cosines: Cosines) -> None:
+        """Keep them."""
+        ...
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -139,15 +152,20 @@ def locate(
 
 
 def select(
-    data: Path, faces: int, unseen_targets: int, seed: int, detector: Detector, progress: Progress | None = None
-) -> Selection:
-    """Choose sources and unseen targets among the people kept out of all training, one photo pair a person.
+    data: Path, faces: int, unseen_targets: int, seed: int, detector: Detector, progress: Progress | None = None,
+    below: str | None = None,
+) -> Selection:  # fmt: skip
+    """Choose sources and unseen targets among the people kept out of all training.
+
+    Every person with two photos gives one to protect and one never touched; when more are wanted than there are such
+    people, those with further photos give another one, and so on.
 
     Args:
         data: folder of photos with `lfw_pairs.txt`, whose last folds name the people kept out.
-        faces: sources wanted; fewer are taken when there are fewer people with two photos.
+        faces: sources wanted; fewer are taken when there are fewer.
         unseen_targets: people who serve as targets only.
         seed: decides who is taken.
+        below: sources are only the photos below this folder of `data`, and may be their owners' only ones.
 
     Raises:
         UsageError: when fewer than one source remains.
@@ -179,7 +197,19 @@ def select(
             "the folder must hold lfw_pairs.txt and the photos of its last two folds",
         )
     targets = [Target(p, by_person[p][0], by_person[p][1]) for p in order[:unseen_targets]]
-    sources = [Source(p, by_person[p][0], by_person[p][1]) for p in order[unseen_targets : unseen_targets + faces]]
+    if below is None:
+        sources = _rounds(order[unseen_targets:], by_person)
+    else:
+        inside = sorted(p for p, own in by_person.items() if own[0].name.startswith(f"{below.strip('/')}/"))
+        inside = [inside[i] for i in np.random.default_rng(seed).permutation(len(inside))]
+        chosen = {target.name for target in targets}
+        sources = [
+            Source(p, by_person[p][0], by_person[p][1] if len(by_person[p]) > 1 else None)
+            for p in inside if p not in chosen
+        ]  # fmt: skip
+        if not sources:
+            raise UsageError(f"{data / below}: no photo with a face of somebody kept out of training", "see --sources")
+    sources = sources[:faces]
     everyone, index = np.unique(owners, return_inverse=True)
     return Selection(
         sources,
@@ -191,9 +221,13 @@ def select(
     )
 
 
-def inner_square(crops: np.ndarray) -> np.ndarray:
-    """The (B, 3, 112, 112) middle of (B, 3, 128, 128) crops."""
-    return crops[:, :, MARGIN : MARGIN + INNER, MARGIN : MARGIN + INNER]
+def _rounds(people: Sequence[str], by_person: dict[str, list[Located]]) -> list[Source]:
+    """A source of everybody, then another one of those with a further photo, and so on."""
+    sources = [Source(person, by_person[person][0], by_person[person][1]) for person in people]
+    for place in range(2, max((len(by_person[person]) for person in people), default=0)):
+        more = [person for person in people if len(by_person[person]) > place]
+        sources += [Source(person, by_person[person][place], by_person[person][1]) for person in more]
+    return sources
 
 
 def paste(photo: Located, change: np.ndarray) -> np.ndarray:
@@ -234,14 +268,19 @@ def embed_located(recognizer: Recognizer, located: Sequence[Located | None]) -> 
 
 
 def _quality(originals: Sequence[Located], pictures: Sequence[np.ndarray], with_ssim: bool = True) -> dict[str, Any]:
-    decibels, structure = [], []
+    """Of the face regions: PSNR in dB, L1 and MSE of pixels in 0..1, SSIM; means over the photos."""
+    decibels, structure, squared, absolute = [], [], [], []
     for photo, picture in zip(originals, pictures, strict=True):
         region = face_region(photo)
         decibels.append(psnr(photo.pixels[region], picture[region]))
+        difference = photo.pixels[region].astype(np.float64) - picture[region]
+        squared.append(np.square(difference).mean() / 255**2)
+        absolute.append(np.abs(difference).mean() / 255)
         if with_ssim:
             structure.append(ssim(photo.pixels[region], picture[region]))
     result: dict[str, Any] = {
         "psnr_mean": round(float(np.mean(decibels)), 2), "psnr_min": round(float(np.min(decibels)), 2),
+        "l1_mean": round(float(np.mean(absolute)), 5), "mse_mean": round(float(np.mean(squared)), 6),
     }  # fmt: skip
     if with_ssim and not np.isnan(structure).any():
         result["ssim_mean"] = round(float(np.mean(structure)), 4)
@@ -256,7 +295,7 @@ def score_protection(
     protected: np.ndarray,
     clean: np.ndarray,
     original: np.ndarray,
-    other: np.ndarray,
+    other: np.ndarray | None,
     target_given: np.ndarray,
     target_other: np.ndarray | None,
 ) -> dict[str, Rates]:
@@ -266,7 +305,7 @@ def score_protection(
         thresholds: by false accept rate.
         protected, clean: (N, D) embeddings of the saved protected and the saved unprotected photos; nan = no face.
         original: (N, D) of the source photos themselves ("same photo").
-        other: (N, D) of another photo of each source.
+        other: (N, D) of another photo of each source; None where some have none.
         target_given, target_other: (N, D) or (1, D) of the target's photo given to the generator, and of another one.
 
     Returns:
@@ -281,7 +320,8 @@ def score_protection(
     enter("impersonation_given", accepted, target_given)
     if target_other is not None:
         enter("impersonation_other", accepted, target_other)
-    enter("dodging_other", rejected, other)
+    if other is not None:
+        enter("dodging_other", rejected, other)
     enter("dodging_same", rejected, original)
     return result
 
@@ -292,7 +332,7 @@ def score_erasing(
     protected: np.ndarray,
     clean: np.ndarray,
     original: np.ndarray,
-    other: np.ndarray,
+    other: np.ndarray | None,
     target_given: np.ndarray,
 ) -> dict[str, Rates]:
     """Re-verification of restored photos and the paper's erasure rate of one recognizer; arguments as above.
@@ -302,6 +342,8 @@ def score_erasing(
     """
     result: dict[str, Rates] = {}
     for name, against in (("reverified_other", other), ("reverified_same", original)):
+        if against is None:
+            continue
         for suffix, embeddings in (("", restored), ("_protected", protected), ("_clean", clean)):
             result[name + suffix] = {k: rate(accepted(embeddings, against, t)).to_json() for k, t in thresholds.items()}
     for suffix, embeddings in (("", restored), ("_protected", protected), ("_clean", clean)):
@@ -324,6 +366,7 @@ def run(
     handlings: Sequence[Handling] = (),
     progress: Progress | None = None,
     similarities: dict[str, np.ndarray] | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Measure one method.
 
@@ -343,6 +386,7 @@ def run(
         similarities: gets the cosines behind the rates, (N,) float32 with nan for lost faces, as
             "TARGET/RECOGNIZER/PHOTO-AGAINST": clean, protected and restored photos against the target's photo given and
             another one (given, target) and against the owner's same and another one (same, owner).
+        parts: where the figures of each target are kept as they are done, and taken from if they are there.
 
     Returns:
         A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
@@ -359,12 +403,11 @@ def run(
     }
     default_target = default_target or (builtin[0].name if builtin else None)
     handled = UNSEEN if selection.unseen else default_target
-    handling_results: dict[str, Any] = {}
-    identification: dict[str, Any] = {}
+    pairs = all(s.other is not None for s in sources)  # or else nothing is said about other photos of the owners
 
     thresholds: dict[str, dict[str, float]] = {}
     accept: dict[str, dict[str, float]] = {}
-    fixed: dict[str, dict[str, np.ndarray]] = {}
+    fixed: dict[str, dict[str, Any]] = {}
     calibration: dict[str, np.ndarray] = {}
     clean_files = through_disk([p.pixels for p in originals], folder / "clean", quality)
     clean_found = locate([p.name for p in originals], clean_files, detector)
@@ -383,7 +426,7 @@ def run(
         fixed[recognizer.name] = {
             "clean": embed_located(recognizer, clean_found),
             "original": embed_located(recognizer, originals),
-            "other": embed_located(recognizer, [s.other for s in sources]),
+            "other": embed_located(recognizer, [s.other for s in sources]) if pairs else None,
         }
         calibration[recognizer.name] = embeddings
 
@@ -399,30 +442,35 @@ def run(
         in_probes = {s.person for s in sources} | {t.name for t in assigned}
         distinct = list({t.name: t for t in assigned}.values())
         distractor = np.array([selection.calibration_names[i] not in in_probes for i in selection.calibration_people])
-        people = [s.person for s in sources] + [t.name for t in distinct]
+        # somebody may own several of the protected photos
+        first = list({s.person: row for row, s in reversed(list(enumerate(sources)))}.items())[::-1]
+        people = [person for person, _ in first] + [t.name for t in distinct]
         people += [selection.calibration_names[i] for i in selection.calibration_people[distractor]]
         ranks = [k for k in RANKS if k < len(set(people))]
         found = {}
         for r in recognizers:
             targets = embed_located(r, [t.other for t in distinct])
-            gallery = np.concatenate([fixed[r.name]["other"], targets, calibration[r.name][distractor]])
+            owners = fixed[r.name]["other"][[row for _, row in first]]
+            gallery = np.concatenate([owners, targets, calibration[r.name][distractor]])
             found[r.name] = identify(
                 fixed[r.name]["clean"], protected[r.name], [s.person for s in sources], [t.name for t in assigned],
                 gallery, people, None if restored is None else restored[r.name], ranks,
             )  # fmt: skip
         return found
 
-    def note(label: str, photo: str, judge: Recognizer, embeddings: np.ndarray, assigned: list[Target]) -> None:
-        """The cosines of one kind of photo."""
-        if similarities is None:
-            return
+    def cosines(label: str, photo: str, judge: Recognizer, embeddings: np.ndarray, assigned: list[Target]) -> Cosines:
+        """Those of one kind of photo."""
         known = fixed[judge.name]
-        against_what = {"given": against(judge, [t.given for t in assigned]), "same": known["original"]}
+        wanted = {"given": against(judge, [t.given for t in assigned]), "same": known["original"]}
         others = [t.other for t in assigned if t.other is not None]
         if len(others) == len(assigned):
-            against_what["target"] = against(judge, others)
-        for name, wanted in {**against_what, "owner": known["other"]}.items():
-            similarities[f"{label}/{judge.name}/{photo}-{name}"] = similarity(embeddings, wanted).astype(np.float32)
+            wanted["target"] = against(judge, others)
+        if pairs:
+            wanted["owner"] = known["other"]
+        return {
+            f"{label}/{judge.name}/{photo}-{name}": similarity(embeddings, other).astype(np.float32)
+            for name, other in wanted.items()
+        }
 
     def take_off(files: Sequence[np.ndarray], found: Sequence[Located | None], place: Path) -> list[np.ndarray]:
         """The restored photos as decoded from their own files; those without a face as they are."""
@@ -465,7 +513,11 @@ def run(
             result["recognizers"][r.name] = figures
         return result
 
-    def measure(label: str, assigned: list[Target], erase: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def measure(label: str, assigned: list[Target], erase: bool) -> tuple[dict[str, Any], Cosines]:
+        """Figures of a target, or of the unseen ones: "protection", and where there are such "erasing", "handling",
+        "identification"; and their cosines."""
+        result: dict[str, Any] = {}
+        noted: Cosines = {}
         change = method.protect(units, np.stack([target_embedding[t.name] for t in assigned]))
         pasted = [paste(p, c) for p, c in zip(originals, change, strict=True)]
         files = through_disk(pasted, folder / label / "protected", quality)
@@ -488,60 +540,80 @@ def run(
                 target_given=given[r.name],
                 target_other=target_other,
             )
-        for r in recognizers:
-            note(label, "protected", r, embedded[r.name], assigned)
-            note(label, "clean", r, fixed[r.name]["clean"], assigned)
+            noted |= cosines(label, "protected", r, embedded[r.name], assigned)
+            noted |= cosines(label, "clean", r, fixed[r.name]["clean"], assigned)
+        result["protection"] = protection
         if label == handled:
+            result["handling"] = {}
             for number, handling in enumerate(handlings):
                 if progress:
                     progress("handling the files", number, len(handlings))
-                handling_results[handling.name] = handle(handling, assigned, files, folder / label / handling.name)
-        if not erase or method.erase is None:
-            if label == UNSEEN and with_other:
-                identification.update(search(assigned, embedded, None))
-            return protection, None
-        restored_files = take_off(files, found, folder / label / "restored")
-        restored_found = locate([p.name for p in originals], restored_files, detector)
-        again = {r.name: embed_located(r, restored_found) for r in recognizers}
-        for r in recognizers:
-            note(label, "restored", r, again[r.name], assigned)
-        if label == UNSEEN and with_other:
-            identification.update(search(assigned, embedded, again))
-        erasing: dict[str, Any] = {
-            "not_found": sum(f is None for f in restored_found),
-            "protected": protection["after_jpeg"],
-            "restored": _quality(originals, restored_files),
-            "recognizers": {
-                r.name: score_erasing(
-                    thresholds[r.name], again[r.name], embedded[r.name], **fixed[r.name],
-                    target_given=given[r.name],
-                )
-                for r in recognizers
-            },
-        }  # fmt: skip
-        return protection, erasing
+                result["handling"][handling.name] = handle(handling, assigned, files, folder / label / handling.name)
+        again = None
+        if erase and method.erase is not None:
+            restored_files = take_off(files, found, folder / label / "restored")
+            restored_found = locate([p.name for p in originals], restored_files, detector)
+            again = {r.name: embed_located(r, restored_found) for r in recognizers}
+            result["erasing"] = {
+                "not_found": sum(f is None for f in restored_found),
+                "protected": protection["after_jpeg"],
+                "restored": _quality(originals, restored_files),
+                "recognizers": {
+                    r.name: score_erasing(
+                        thresholds[r.name], again[r.name], embedded[r.name], **fixed[r.name],
+                        target_given=given[r.name],
+                    )
+                    for r in recognizers
+                },
+            }  # fmt: skip
+            for r in recognizers:
+                noted |= cosines(label, "restored", r, again[r.name], assigned)
+        if label == UNSEEN and with_other and pairs:
+            result["identification"] = search(assigned, embedded, again)
+        return result, noted
+
+    def done(label: str, assigned: list[Target], erase: bool) -> dict[str, Any]:
+        """The same, from an earlier run where it is kept."""
+        kept = None if parts is None else parts.get(label)
+        if kept is None:
+            kept = measure(label, assigned, erase)
+            if parts is not None:
+                parts.put(label, *kept)
+        result, noted = kept
+        if similarities is not None:
+            similarities.update(noted)
+        return result
 
     erasing: dict[str, Any] = {}
     targets: dict[str, Any] = {}
+    handling: dict[str, Any] = {}
+    identification: dict[str, Any] = {}
     for number, target in enumerate(builtin):
         if progress:
             progress("protecting with built-in targets", number, len(builtin))
         is_default = target.name == default_target
-        targets[target.name], erased = measure(target.name, [target] * len(sources), is_default)
-        if erased is not None:
-            erasing["default target"] = erased
+        result = done(target.name, [target] * len(sources), is_default)
+        targets[target.name] = result["protection"]
+        handling |= result.get("handling", {})
+        if "erasing" in result:
+            erasing["default target"] = result["erasing"]
     unseen: dict[str, Any] | None = None
     if selection.unseen:
         if progress:
             progress("protecting with unseen targets", 0, 1)
         assigned = [selection.unseen[i % len(selection.unseen)] for i in range(len(sources))]
-        unseen, erased = measure(UNSEEN, assigned, True)
-        if erased is not None:
-            erasing["unseen targets"] = erased
+        result = done(UNSEEN, assigned, True)
+        unseen = result["protection"]
+        handling |= result.get("handling", {})
+        identification = result.get("identification", {})
+        if "erasing" in result:
+            erasing["unseen targets"] = result["erasing"]
     impostors = _impostor_pairs(selection.calibration_people)
     return {
         "faces": len(sources),
-        "photos": [{"source": s.photo.name, "other": s.other.name} for s in sources],
+        "photos": [
+            {"person": s.person, "source": s.photo.name, "other": s.other.name if s.other else None} for s in sources
+        ],
         "unseen_targets": [
             {"name": t.name, "given": t.given.name, "other": t.other.name if t.other else None}
             for t in selection.unseen
@@ -562,7 +634,7 @@ def run(
         "targets": targets,
         "unseen": unseen,
         "erasing": erasing,
-        "handling": handling_results,
+        "handling": handling,
         "identification": identification,
         "summary": summarize(targets, [r.name for r in recognizers], [rate_key(f) for f in fars]),
     }

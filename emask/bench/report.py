@@ -38,7 +38,8 @@ CALIBRATION = {
     "impostor_pairs": "pairs of different people",
     "photos_without_face": "photos without a face, left out",
 }
-QUALITY = {"psnr_mean": "PSNR, mean (dB)", "psnr_min": "PSNR, least (dB)", "ssim_mean": "SSIM, mean"}
+QUALITY = {"psnr_mean": "PSNR, mean (dB)", "psnr_min": "PSNR, least (dB)", "ssim_mean": "SSIM, mean",
+           "l1_mean": "L1, mean (pixels in 0..1)", "mse_mean": "MSE, mean"}  # fmt: skip
 SUFFIXES = {"_protected": "protected", "_restored": "restored", "_clean": "clean"}
 
 STYLE = """

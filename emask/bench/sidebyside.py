@@ -56,7 +56,7 @@ def render(documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mappi
 
 
 # What all methods have in common.
-COMMON = ("method", "faces", "unseen_targets", "quality", "subsampling", "seed")
+COMMON = ("method", "faces", "unseen_targets", "quality", "subsampling", "seed", "sources")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -125,11 +125,13 @@ def _rates(
     figures = [figure for figure in FIGURES if all(figure in e["recognizers"][judge] for e in entries.values())]
     clean = next(iter(entries.values()))["recognizers"][judge]
     back = [d["erasing"][erasing]["recognizers"][judge] for d in documents.values() if erasing in d["erasing"]]
-    accepted = percent(back[0]["reverified_other_clean"][far]) if back else ""
+    again = "reverified_other" if all("reverified_other" in entry for entry in back) else "reverified_same"
+    accepted = percent(back[0][f"{again}_clean"][far]) if back else ""
     rows = [["clean photos", *[percent(clean[f"{figure}_clean"][far]) for figure in figures], accepted]]
     for name, document in documents.items():
         row = [name, *[interval(entries[name]["recognizers"][judge][figure][far]) for figure in figures]]
         erased = document["erasing"].get(erasing)
-        row.append("-" if erased is None else interval(erased["recognizers"][judge]["reverified_other"][far]))
+        row.append("-" if erased is None else interval(erased["recognizers"][judge][again][far]))
         rows.append(row)
-    return markdown_table(["method", *[FIGURES[f] for f in figures], "erased: accepted as the owner"], rows)
+    by = "another photo" if again == "reverified_other" else "the same photo"
+    return markdown_table(["method", *[FIGURES[f] for f in figures], f"erased: accepted as the owner, {by}"], rows)

@@ -48,7 +48,8 @@ def _protection(document: Mapping[str, Any], entry: Mapping[str, Any], figure: s
 
 def _quality(entry: Mapping[str, Any]) -> str:
     text = f"PSNR {entry['psnr_mean']:.1f} dB (least {entry['psnr_min']:.1f})"
-    return text + (f", SSIM {entry['ssim_mean']:.3f}" if "ssim_mean" in entry else "")
+    text += f", SSIM {entry['ssim_mean']:.3f}" if "ssim_mean" in entry else ""
+    return text + (f", L1 {entry['l1_mean']:.4f}, MSE {entry['mse_mean']:.5f}" if "l1_mean" in entry else "")
 
 
 FIGURES = {
@@ -81,6 +82,11 @@ def _method(settings: Mapping[str, Any]) -> str:
     return f"strength {settings['strength']} ({budget}), {settings['engine']}"
 
 
+def _owners(document: Mapping[str, Any]) -> int:
+    """How many people the protected photos are of: more photos than people may have been asked for."""
+    return len({photo.get("person", photo["source"]) for photo in document["photos"]})
+
+
 def _handling(document: Mapping[str, Any], far: str) -> list[str]:
     """What is left after each handling of the files at one rate: mean over recognizers, the clean photos' beside it."""
     rows = []
@@ -108,9 +114,10 @@ def render(document: Mapping[str, Any]) -> str:
     lines = ["# Photo protocol", ""]
     if "settings" in document:
         s = document["settings"]
+        below = f" (below {s['sources']})" if s.get("sources") else ""
         lines += [
-            f"{document['faces']} photos of people kept out of training, JPEG quality {s['quality']} (4:2:0), "
-            f"{_method(s)}, seed {s['seed']}.",
+            f"{document['faces']} photos of {_owners(document)} people kept out of training{below}, "
+            f"JPEG quality {s['quality']} (4:2:0), {_method(s)}, seed {s['seed']}.",
             "",
         ]
     lines += [f"**Warning**: {warning}.\n" for warning in document.get("warnings", [])]
@@ -157,6 +164,8 @@ def render(document: Mapping[str, Any]) -> str:
             f"faces not found again: {entry['not_found']}.", "",
         ]  # fmt: skip
         for figure, heading in ERASING.items():
+            if any(figure not in figures for figures in entry["recognizers"].values()):
+                continue
             rows = []
             for name, figures in entry["recognizers"].items():
                 for far in fars:

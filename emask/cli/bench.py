@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from emask.train.surrogates import Surrogate
 
 EMASK = "emask"  # as in emask.bench.methods, which loads torch
+PARTS = ".parts"  # in the output folder, until the run is through
 # Photos and unseen targets of a run, and of one with --quick.
 FULL, QUICK = (200, 8), (30, 4)
 class Fold(str, Enum):
@@ -74,7 +76,7 @@ def bench(
     key: Annotated[Path | None, typer.Option(help="Restorer file. [default: the one that ships]")] = None,
     handling: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPS", help="Measure again after this, as for verify --after; repeatable; or all."),
+        typer.Option(metavar="OPS", help="Measure again after this, as for verify --after; repeatable; all; curves."),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
     strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
@@ -84,8 +86,19 @@ def bench(
     ] = None,
     refine: options.Refine = None,
     seed: Annotated[int, typer.Option(help="Decides which people are taken.")] = 0,
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Protect only photos below this folder of the data, as ffhq; one an owner will do."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run into the same --output that was interrupted.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for bench.json, bench.md and plots.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON document instead of the table.")] = False,
 ) -> None:
     """Measure masks on saved photos, by recognizers that no training saw."""
@@ -98,15 +111,22 @@ def bench(
         unseen_targets = usual[1] if unseen_targets is None else unseen_targets
         run = Bench(
             data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate, fold,
-            generator, key, handling, quality, strength, eps, refine, seed, device,
+            generator, key, handling, quality, strength, eps, refine, seed, device, sources,
         )  # fmt: skip
+        if resume and output is None:
+            raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
+        kept = None if output is None else output / PARTS
+        if kept is not None and kept.exists() and not resume:
+            shutil.rmtree(kept)
         methods = list(dict.fromkeys(method or [EMASK]))
         measured = {}
-        for name, one in run.measure(methods):
+        for name, one in run.measure(methods, kept):
             measured[name] = one
             if output is not None and len(methods) > 1:  # what is done is kept, whatever becomes of the next
                 write({name: one}, output / name)
         text, table = write(measured, output)
+        if kept is not None:
+            shutil.rmtree(kept, ignore_errors=True)
         print(text if as_json else table)
 
 
@@ -142,11 +162,26 @@ def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]
         (output / "cost.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
         if single:
             np.savez_compressed(output / "similarities.npz", **first.similarities)  # type: ignore[arg-type]
+            for name, drawn in pictures(first).items():
+                (output / name).write_bytes(drawn)
         else:
             picture = plot(documents)
             if picture is not None:
                 (output / "methods.png").write_bytes(picture)
     return text, table
+
+
+def pictures(one: Measured) -> dict[str, bytes]:
+    """By file name, the plots that a method's figures allow, as PNG."""
+    from emask.bench import histograms, robustness
+    from emask.bench.protocol import UNSEEN
+
+    label = UNSEEN if one.document["unseen"] is not None else str(one.document["default_target"])
+    drawn = {
+        "handling.png": robustness.plot(one.document),
+        "similarities.png": histograms.plot(one.similarities, one.document["thresholds"], label),
+    }
+    return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
 def versions() -> dict[str, str]:
@@ -186,16 +221,22 @@ class Bench:
     refine: int | None
     seed: int
     device: str
+    sources: str | None = None
 
-    def measure(self, methods: Sequence[str]) -> Iterator[tuple[str, Measured]]:
+    def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[str, Measured]]:
         """Each method in turn, all on the same photos, targets and judges.
+
+        Args:
+            kept: folder where what is done is kept, and taken from; None does without.
 
         Raises:
             EmaskError: for methods, data, recognizers, targets or models that cannot be used.
         """
+        import hashlib
         import sys
         import tempfile
 
+        import numpy as np
         from tqdm import tqdm
 
         from emask import weights
@@ -204,6 +245,7 @@ class Bench:
         from emask.bench.doubts import doubts
         from emask.bench.methods import method_names
         from emask.bench.peers import PEERS
+        from emask.bench.resume import KeptParts
         from emask.face.detect import Detector
         from emask.handling import choose
         from emask.recognize import load_folder
@@ -241,10 +283,28 @@ class Bench:
             bars[what].update(done - bars[what].n)
 
         try:
-            selection = protocol.select(self.data, self.faces, self.unseen_targets, self.seed, detector, progress)
+            selection = protocol.select(
+                self.data, self.faces, self.unseen_targets, self.seed, detector, progress, self.sources
+            )
+            photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
             for name, (measured, settings, files) in zip(methods, ready, strict=True):
                 prefix = f"{name}: " if len(methods) > 1 else ""
                 watched, cost = timed(measured)
+                head: dict[str, Any] = {
+                    "settings": {
+                        "method": name, "faces": self.faces, "unseen_targets": self.unseen_targets,
+                        "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, "sources": self.sources,
+                        **settings,
+                    },
+                    "models": {k: {"file": path.name, "sha256": weights.sha256(path)} for k, path in files.items()},
+                    "judges": {
+                        r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges
+                    },
+                    "versions": versions(),
+                }  # fmt: skip
+                whom = [hashlib.sha256(target.given.crop.tobytes()).hexdigest() for target in builtin]
+                run = {**head, "photos": photos, "targets": whom, "handlings": [h.name for h in handlings]}
+                parts = None if kept is None else KeptParts(kept, run)
                 similarities: dict[str, np.ndarray] = {}
                 with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                     result = protocol.run(
@@ -259,19 +319,12 @@ class Bench:
                         handlings=handlings,
                         progress=lambda what, done, total, prefix=prefix: progress(prefix + what, done, total),  # type: ignore[misc]
                         similarities=similarities,
+                        parts=parts,
                     )
                 document = {
                     "version": 1,
                     "protocol": "photo",
-                    "settings": {
-                        "method": name, "faces": self.faces, "unseen_targets": self.unseen_targets,
-                        "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, **settings,
-                    },
-                    "models": {k: {"file": path.name, "sha256": weights.sha256(path)} for k, path in files.items()},
-                    "judges": {
-                        r.name: {"file": r.card.file.name, "sha256": weights.sha256(r.card.file)} for r in judges
-                    },
-                    "versions": versions(),
+                    **head,
                     "warnings": doubts(result, trained if name == EMASK else white_box if name in PEERS else ()),
                     **result,
                 }  # fmt: skip
@@ -317,11 +370,16 @@ class Bench:
         steps = weights.refinement(self.strength) if self.refine is None else self.refine
         files = self._files()
         engine = open_engine(**files, device=self.device)  # type: ignore[arg-type]
-        engine = refined(engine, steps, files["recognizer"], files["restorer"], self.device)  # type: ignore[arg-type]
+        refiner = weights.refiner_path()
+        engine = refined(
+            engine, steps, files["recognizer"], files["restorer"], self.device, refiner,  # type: ignore[arg-type]
+        )  # fmt: skip
+        if steps and refiner is not None:
+            files = {**files, weights.REFINER: refiner}
         measured = Method(
             protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
             erase=engine.erase,
-            embed=engine.embed,
+            embed=engine.embed_target,
         )
         settings = {"strength": self.strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
         return measured, settings, files

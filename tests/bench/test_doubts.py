@@ -34,6 +34,7 @@ def test_a_sound_run_has_none() -> None:
 
 def test_each_reason_is_said() -> None:
     for changed, white_box, said in (
+        ({**document(), "photos": [{"person": str(i % 150), "source": str(i)} for i in range(200)]}, [], "150 people"),
         (document(faces=40, known=40, alike=0), [], "40 photos"),
         (document(), ["judge"], "white box"),
         (document(lost=9), [], "9 of 200 faces were not found"),

@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, through_disk
+from emask.bench.resume import KeptParts
 from emask.bench.table import render
 from emask.errors import UsageError
 from emask.face.align import INNER, MARGIN
@@ -199,3 +201,62 @@ def test_main_face_and_region(detector: Detector) -> None:
     assert located[1] is None and located[0] is not None
     rows, columns = face_region(located[0])
     assert 100 < rows.stop - rows.start <= 256 and 100 < columns.stop - columns.start <= 256
+
+
+def test_further_photos_of_the_same_people_fill_up(data: Path, detector: Detector, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    shutil.copytree(data, folder)
+    people = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    prolific = people[-1]
+    shutil.copy(next((folder / prolific).iterdir()), folder / prolific / f"{prolific}_9.jpg")
+    before, after = select(data, 99, 0, 0, detector), select(folder, 99, 0, 0, detector)
+    assert len(before.sources) == 6 and len(after.sources) == 7
+    assert [s.photo.name for s in after.sources[:6]] == [s.photo.name for s in before.sources]
+    last = after.sources[6]
+    assert last.person == prolific and last.photo.name.endswith("_9.jpg") and last.other is not None
+    assert last.other.name != last.photo.name
+
+
+def test_photos_whose_owners_have_no_other(data: Path, judge: Recognizer, detector: Detector, tmp_path: Path) -> None:
+    """Figures against another photo of the owner are left out; the table is made all the same."""
+    folder = tmp_path / "flat"
+    shutil.copytree(data, folder / "people")
+    shutil.move(folder / "people" / "lfw_pairs.txt", folder / "lfw_pairs.txt")
+    (folder / "singles").mkdir()
+    for number, photo in enumerate(sorted(PEOPLE.glob("*_1.jpg"))[:2]):  # the first of ten is kept out of training
+        shutil.copy(photo, folder / "singles" / f"{number}.jpg")
+    chosen = select(folder, 99, 2, 0, detector, below="singles")
+    assert [s.photo.name for s in chosen.sources] == ["singles/0.jpg"] and chosen.sources[0].other is None
+    result = run(NOTHING, chosen, chosen.unseen[:1], [judge], tmp_path / "files", detector, fars=FARS)
+    figures = result["unseen"]["recognizers"]["judge"]
+    assert "dodging_same" in figures and "dodging_other" not in figures
+    erased = result["erasing"]["unseen targets"]["recognizers"]["judge"]
+    assert "reverified_same" in erased and "reverified_other" not in erased
+    assert result["identification"] == {} and "Accepted as the owner by the original photo" in render(result)
+    with pytest.raises(UsageError, match="no photo with a face"):
+        select(folder, 99, 2, 0, detector, below="nowhere")
+
+
+def test_an_interrupted_run_goes_on(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path
+) -> None:
+    whole = run(ORACLE, selection, selection.unseen[:2], [judge], tmp_path / "whole", detector, fars=FARS)
+    name = selection.unseen[0].name
+
+    class Interrupted(KeptParts):
+        def put(self, label: str, figures: dict[str, Any], cosines: dict[str, np.ndarray]) -> None:
+            super().put(label, figures, cosines)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts = Interrupted(tmp_path / "parts", {})
+        run(ORACLE, selection, selection.unseen[:2], [judge], tmp_path / "a", detector, fars=FARS, parts=parts)
+    kept = KeptParts(tmp_path / "parts", {})
+    noted: dict[str, np.ndarray] = {}
+    resumed = run(
+        ORACLE, selection, selection.unseen[:2], [judge], tmp_path / "b", detector, fars=FARS, similarities=noted,
+        parts=kept,
+    )  # fmt: skip
+    assert kept.taken == [name] and not (tmp_path / "b" / name).exists()
+    assert json.dumps(resumed) == json.dumps(whole)
+    assert any(key.startswith(name) for key in noted) and any(key.startswith("unseen/") for key in noted)

@@ -1,0 +1,46 @@
+"""What is done of a benchmark, kept in a folder a target at a time, so that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class KeptParts:
+    """`emask.bench.protocol.Parts` in files.
+
+    Args:
+        folder: made when the first part is done.
+        run: all that figures depend on, as JSON: settings, hashes of weights, photos and judges, versions. Parts of a
+            run that differs in anything are not taken.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        text = json.dumps(run, sort_keys=True)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.taken: list[str] = []
+
+    def get(self, label: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Figures and cosines of a target; None where they are not done, or their files are damaged."""
+        try:
+            figures = json.loads((self.folder / f"{label}.json").read_text(encoding="utf-8"))
+            with np.load(self.folder / f"{label}.npz") as file:
+                cosines = {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None
+        self.taken.append(label)
+        return figures, cosines
+
+    def put(self, label: str, figures: dict[str, Any], cosines: dict[str, np.ndarray]) -> None:
+        """Keep them; the figures come last and whole, so that a part is there or not."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(self.folder / f"{label}.npz", **cosines)  # type: ignore[arg-type]
+        partial = self.folder / f"{label}.partial"
+        partial.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        partial.replace(self.folder / f"{label}.json")

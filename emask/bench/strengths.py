@@ -1,0 +1,204 @@
+"""Attack, dodging and erasing against how much the mask may change: curves over the budget eps, and over w.
+
+    python -m emask.bench.strengths --data DIR --recognizers DIR [--eps 5 7 9 11] [--w 0.2 0.4] -o FOLDER
+
+The paper's Fig. 5, by the photo protocol (`emask.bench.protocol`) on unseen targets: each eps at w = 0, then each w at
+the middle eps. Writes curves.json (a document of the protocol for each), curves.md and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emask.bench.table import markdown_table, mean_percent
+from emask.errors import UsageError, as_program
+
+EPS = (4.0, 6.0, 9.0, 12.0, 15.0)  # PSNR of the face region of some 41 to 30 dB
+W = (0.2, 0.4, 0.6, 0.8)
+FIGURES = {
+    "impersonation_given": ("taken for the target, photo given", "C3"),
+    "impersonation_other": ("taken for the target, another photo", "C1"),
+    "dodging_other": ("not taken for the owner, another photo", "C0"),
+    "reverified_other": ("erased: the owner again, another photo", "C2"),
+}
+
+
+def measure(
+    data: Path, recognizers: Path, settings: Sequence[tuple[float, float]], faces: int, unseen_targets: int,
+    refine: int | None, seed: int, device: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A document of the photo protocol for each (w, eps), with these two as its "settings".
+
+    Args:
+        data, recognizers: as for `emask bench`; those of fold B judge.
+        refine: gradient steps; None takes those of strength medium.
+        device: "auto", "cpu" or "cuda".
+    """
+    import numpy as np
+
+    from emask import weights
+    from emask.bench import protocol
+    from emask.engine import open_engine, refined
+    from emask.face.detect import Detector
+    from emask.recognize import load_folder
+    from emask.recognize.cards import folder_cards
+
+    names = [card.name for card in folder_cards(recognizers) if card.fold == "B"]
+    if not names:
+        raise UsageError(f"no recognizer of fold B in {recognizers}", "name a folder whose cards have folds")
+    judges = load_folder(recognizers, names, device)
+    steps = weights.refinement("medium") if refine is None else refine
+    generator, restorer, recognizer = (weights.shipped_path(kind) for kind in weights.KINDS)
+    engine = open_engine(generator, restorer, recognizer, device)  # type: ignore[arg-type]
+    engine = refined(engine, steps, recognizer, restorer, device, weights.refiner_path())  # type: ignore[arg-type]
+    detector = Detector(device=device)  # type: ignore[arg-type]
+    selection = protocol.select(data, faces, unseen_targets, seed, detector)
+    documents = []
+    for w, eps in settings:
+        method = protocol.Method(
+            lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
+            engine.erase, engine.embed_target,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
+            result = protocol.run(method, selection, [], judges, Path(folder), detector)
+        documents.append({"settings": {"w": w, "eps": eps, "refine": steps, "seed": seed}, **result})
+        print(f"w {w:g}, eps {eps:g}: done", file=sys.stderr, flush=True)
+    return documents
+
+
+def _values(document: Mapping[str, Any], far: str) -> dict[str, tuple[float, float]]:
+    """By figure, its mean over judges and the clean photos' one, in percent."""
+    judges = {
+        name: {**figures, **document["erasing"]["unseen targets"]["recognizers"][name]}
+        for name, figures in document["unseen"]["recognizers"].items()
+    }
+    found = {}
+    for figure in FIGURES:
+        value, clean = (mean_percent(judges, name, far) for name in (figure, f"{figure}_clean"))
+        if value is not None and clean is not None:
+            found[figure] = (value, clean)
+    return found
+
+
+def render(documents: Sequence[Mapping[str, Any]], far: str = "0.01") -> str:
+    """Markdown: a row a setting, means over judges."""
+    rows = []
+    for document in documents:
+        settings, quality = document["settings"], document["unseen"]["after_jpeg"]
+        values = _values(document, far)
+        cells = [f"{values[f][0]:.1f} ({values[f][1]:.1f})" if f in values else "-" for f in FIGURES]
+        restored = document["erasing"]["unseen targets"]["restored"]
+        ssim = f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-"
+        rows.append([f"{settings['w']:g}", f"{settings['eps']:g}", f"{quality['psnr_mean']:.1f}", ssim, *cells,
+                     f"{restored['psnr_mean']:.1f}"])  # fmt: skip
+    first = documents[0]
+    lines = [
+        f"{first['faces']} photos, {len(first['unseen_targets'])} unseen targets, {first['settings']['refine']} steps "
+        f"of refining; percent at FAR {far}, mean over {', '.join(first['thresholds'])}, clean photos in parentheses.",
+        "",
+    ]
+    header = ["w", "eps", "PSNR (dB)", "SSIM", *(title for title, _ in FIGURES.values()), "PSNR erased (dB)"]
+    return "\n".join(lines + markdown_table(header, rows)).rstrip() + "\n"
+
+
+def plot(documents: Sequence[Mapping[str, Any]], far: str = "0.01") -> bytes | None:
+    """Figures against PSNR over eps, and over w, as PNG; None where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    budgets = [d for d in documents if d["settings"]["w"] == 0]
+    injected = [d for d in documents if d["settings"]["w"] > 0]
+    injected = [d for d in budgets if injected and d["settings"]["eps"] == injected[0]["settings"]["eps"]] + injected
+    panels = [
+        ("PSNR of the face region (dB), over eps", budgets, lambda d: d["unseen"]["after_jpeg"]["psnr_mean"]),
+        ("w (share of the photo's own features)", injected, lambda d: d["settings"]["w"]),
+    ]
+    panels = [panel for panel in panels if len(panel[1]) > 1]
+    if not panels:
+        return None
+    drawn = Figure(figsize=(4.8 * len(panels), 4.4), dpi=100, layout="constrained")  # inches
+    FigureCanvasAgg(drawn)
+    for number, (label, chosen, place) in enumerate(panels):
+        axes = drawn.add_subplot(1, len(panels), number + 1)
+        for figure, (title, colour) in FIGURES.items():
+            points = [(place(d), *_values(d, far)[figure]) for d in chosen if figure in _values(d, far)]
+            points.sort(key=lambda point: point[0])
+            if points:
+                across, values, clean = zip(*points, strict=True)
+                axes.plot(across, values, "o-", color=colour, ms=4, linewidth=1.2, label=title)
+                axes.plot(across, clean, ":", color=colour, linewidth=1.2)
+        if number == 0:
+            for document in chosen:
+                axes.annotate(f"eps {document['settings']['eps']:g}", (place(document), 0), fontsize=6, rotation=90,
+                              va="bottom", ha="center")  # fmt: skip
+            axes.set_ylabel(f"% at FAR {far}, mean over recognizers; dotted: clean", fontsize=8)
+        axes.set_xlabel(label, fontsize=9)
+        axes.set_ylim(-2, 104)
+        axes.grid(alpha=0.3)
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    picture = io.BytesIO()
+    drawn.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def settings_of(budgets: Sequence[float], injections: Sequence[float]) -> list[tuple[float, float]]:
+    """(w, eps) of a run: each budget at w = 0, each w at the middle budget.
+
+    Raises:
+        UsageError: none at all, or a number out of range.
+    """
+    if not budgets:
+        raise UsageError("no budgets", "name some: --eps 6 9 12")
+    if min(budgets) <= 0 or any(not 0 < w <= 1 for w in injections):
+        raise UsageError("eps must be above 0 and w above 0 and at most 1", "w = 0 is measured at every eps anyway")
+    ordered = sorted(set(budgets))
+    middle = ordered[len(ordered) // 2]
+    return [(0.0, eps) for eps in ordered] + [(w, middle) for w in sorted(set(injections))]
+
+
+@as_program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m emask.bench.strengths`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emask.bench.strengths", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of photos with lfw_pairs.txt")
+    parser.add_argument("--recognizers", type=Path, required=True, help="folder with recognizers.json")
+    parser.add_argument("--eps", type=float, nargs="*", default=list(EPS), help="budgets")
+    parser.add_argument("--w", type=float, nargs="*", default=list(W), help="weights of information injection")
+    parser.add_argument("--faces", type=int, default=100)
+    parser.add_argument("--unseen-targets", type=int, default=8)
+    parser.add_argument("--refine", type=int, default=None, help="gradient steps [default: strength medium's]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    if options.faces < 1 or options.unseen_targets < 1:
+        raise UsageError("--faces and --unseen-targets must be at least 1")
+    settings = settings_of(options.eps, options.w)
+    documents = measure(
+        options.data, options.recognizers, settings, options.faces, options.unseen_targets, options.refine,
+        options.seed, options.device,
+    )  # fmt: skip
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "curves.json").write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
+    text = render(documents)
+    (options.output / "curves.md").write_text(text, encoding="utf-8")
+    picture = plot(documents)
+    if picture is not None:
+        (options.output / "curves.png").write_bytes(picture)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
