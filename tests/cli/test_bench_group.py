@@ -15,7 +15,7 @@ from emask.bench.report import REQUIRED
 from emask.cli.app import main
 from emask.cli.group import CommandGroup
 
-COMMANDS = ("report", "compare", "paper")
+COMMANDS = ("report", "compare", "paper", "robustify")
 
 
 @pytest.fixture
