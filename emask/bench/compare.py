@@ -1,6 +1,6 @@
 """Two runs of the bench side by side, figure by figure: are these weights at least as good as those?
 
-    python -m emask.bench.compare old/bench.json new/bench.json [--rows 20]
+    emask bench compare old/bench.json new/bench.json [--rows 20]      (or: python -m emask.bench.compare)
 
 Counts every row in which the new run is better or worse, by kind of figure; "clearly" where the two 95% Wilson
 intervals do not overlap. The runs should have the same faces, targets and judges; what only one has is left out.
@@ -105,6 +105,15 @@ def _scale(figure: str) -> tuple[float, int, str]:
     return (1, 3, "") if figure.startswith("ssim") else (1, 2, "dB")
 
 
+def between(old: Path, new: Path, most: int) -> str:
+    """The comparison of two bench.json files, as `render` has it.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    return render(rows(read(old), read(new)), most)
+
+
 @as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.compare`."""
@@ -113,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("new", type=Path, help="another one")
     parser.add_argument("--rows", type=int, default=10, help="rows to list of those that lost most")
     options = parser.parse_args(arguments)
-    print(render(rows(read(options.old), read(options.new)), options.rows))
+    print(between(options.old, options.new, options.rows))
     return 0
 
 

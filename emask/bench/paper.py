@@ -1,6 +1,6 @@
 """The figures that the paper prints for ErasableMask, checked against each other, and a benchmark's beside them.
 
-    python -m emask.bench.paper [bench.json]
+    emask bench paper [bench.json]      (or: python -m emask.bench.paper)
 
 The paper's recognizers, people and targets are not those of `emask bench`, and it judges aligned crops in memory; so
 only means stand side by side, and they say no more than of what order they are.

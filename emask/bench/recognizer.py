@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from emask import weights
-from emask.bench.metrics import lfw_accuracy
-from emask.recognize import load_recognizer
+from emask.bench.metrics import Photo, lfw_accuracy
+from emask.recognize import Recognizer, load_recognizer
 from emask.recognize.thresholds import calibrate, true_accept_rate
-from emask.train.data import TEST_FOLDS, load_crops, read_pairs
+from emask.train.data import TEST_FOLDS, Crops, load_crops, read_pairs
 
 
 def measure(data: Path) -> dict[str, Any]:
@@ -31,14 +32,27 @@ def measure(data: Path) -> dict[str, Any]:
         Figures for the manifest's entry of the recognizer.
     """
     crops = load_crops(data, user_cache_path("emask") / "training")
+    return figures(load_recognizer(None), crops, read_pairs(data / "lfw_pairs.txt", TEST_FOLDS))
+
+
+def figures(recognizer: Recognizer, crops: Crops, pairs: Sequence[tuple[Photo, Photo, int]]) -> dict[str, Any]:
+    """The same of any recognizer.
+
+    Args:
+        crops: only those of people kept out of training are used.
+        pairs: of the test folds, from `emask.train.data.read_pairs`.
+
+    Raises:
+        ValueError: too few pairs of different people to calibrate on, or pairs of one fold only.
+    """
     test = np.flatnonzero(crops.test)
-    embeddings = load_recognizer(None).embed(crops.pixels[test])
+    embeddings = recognizer.embed(crops.pixels[test])
     by_photo = {}
     for row, index in enumerate(test):
         match = re.fullmatch(r"(.+)_(\d{4})", Path(crops.names[index]).stem)
         if match:
             by_photo[match[1], int(match[2])] = embeddings[row]
-    accuracy = lfw_accuracy(by_photo, read_pairs(data / "lfw_pairs.txt", TEST_FOLDS))
+    accuracy = lfw_accuracy(by_photo, pairs)
     people = crops.people[test]
     thresholds = calibrate(embeddings, people)
     return {
@@ -58,12 +72,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--write", action="store_true", help="put the figures into models/manifest.json")
     arguments = parser.parse_args()
-    figures = measure(arguments.data)
-    print(json.dumps(figures, indent=2))
+    measured = measure(arguments.data)
+    print(json.dumps(measured, indent=2))
     if arguments.write:
         path = weights.models_dir() / "manifest.json"
         content = weights.manifest()
-        content["models"]["recognizer"].update(figures)
+        content["models"]["recognizer"].update(measured)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page from the JSON that `emask bench` writes: what was run, every table, plots.
 
-    python -m emask.bench.report bench.json [-o report.html]
+    emask bench report bench.json [-o report.html]      (or: python -m emask.bench.report)
 
 Nothing on the page comes from elsewhere: pictures are inlined and there are no scripts. Every text of the JSON is
 escaped.
@@ -361,6 +361,30 @@ def page(document: Mapping[str, Any]) -> str:
     return "\n".join([*(part for part in parts if part), "</body>", "</html>"]) + "\n"
 
 
+def write_page(bench: Path, output: Path | None = None) -> Path:
+    """Make the page of a bench.json, over one that is there; where it is.
+
+    Args:
+        output: the page; report.html beside the JSON by default.
+
+    Raises:
+        UsageError: a JSON that cannot be read or is damaged, or a page that would replace it.
+        ImageError: the page cannot be written.
+    """
+    output = output or bench.with_name("report.html")
+    document = read(bench)
+    if output.exists() and output.samefile(bench):
+        raise UsageError(f"{output} is the JSON itself", "give the page another name")
+    try:
+        content = page(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{bench}: damaged ({problem})", "run `emask bench` again") from error
+    # a JSON file may hold halves of characters, which UTF-8 cannot
+    write_bytes(output, content.encode("utf-8", "replace"), force=True)
+    return output
+
+
 @as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.report`."""
@@ -370,18 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bench", type=Path, metavar="BENCH.JSON")
     parser.add_argument("-o", "--output", type=Path, help="the page; report.html beside the JSON if left out")
     options = parser.parse_args(arguments)
-    output = options.output or options.bench.with_name("report.html")
-    document = read(options.bench)
-    if output.exists() and output.samefile(options.bench):
-        raise UsageError(f"{output} is the JSON itself", "give the page another name")
-    try:
-        content = page(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{options.bench}: damaged ({problem})", "run `emask bench` again") from error
-    # a JSON file may hold halves of characters, which UTF-8 cannot
-    write_bytes(output, content.encode("utf-8", "replace"), force=True)
-    print(output)
+    print(write_page(options.bench, options.output))
     return 0
 
 

@@ -14,8 +14,10 @@ from emask import __version__
 from emask.cli import console
 from emask.errors import EmaskError, UsageError
 
-# In the order of the help page. Each module has a function of its name, "models" a Typer app.
+# In the order of the help page. Each module has a function of its name, or a Typer app where there are sub-commands.
 COMMANDS = ("protect", "erase", "verify", "train", "export", "bench", "models")
+# Those whose sub-commands stand in a module beside their own.
+GROUPS = {"bench": "bench_group"}
 
 
 def _version(show: bool) -> None:
@@ -44,6 +46,7 @@ def build() -> typer.Typer:
         name="emask",
         callback=_root,
         no_args_is_help=True,
+        rich_markup_mode="markdown",  # Rich's own takes "[default: 200]" in a help text for a style, and drops it
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,7 +54,7 @@ def build() -> typer.Typer:
     for name in COMMANDS:
         if find_spec(f"emask.cli.{name}") is None:  # a slim package may leave out training and benchmarks
             continue
-        entry = getattr(import_module(f"emask.cli.{name}"), name)
+        entry = getattr(import_module(f"emask.cli.{GROUPS.get(name, name)}"), name)
         if isinstance(entry, typer.Typer):
             app.add_typer(entry, name=name)
         else:

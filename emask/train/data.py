@@ -48,6 +48,8 @@ class Crops:
 
     def by_person(self, indices: np.ndarray) -> dict[int, np.ndarray]:
         """Group crop indices by person."""
+        if not len(indices):
+            return {}
         order = indices[np.argsort(self.people[indices], kind="stable")]
         keys, starts = np.unique(self.people[order], return_index=True)
         return dict(zip(keys.tolist(), np.split(order, starts[1:]), strict=True))
