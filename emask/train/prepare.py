@@ -15,7 +15,7 @@ from emask.errors import TrainingError
 from emask.face.align import CROP, INNER, align, estimate
 from emask.images import load_photo
 from emask.train.config import TrainConfig
-from emask.train.data import load_crops
+from emask.train.data import Crops, load_crops
 from emask.train.dataset import TrainingSet
 from emask.train.distill import to_float
 from emask.train.labels import read_labels
@@ -118,6 +118,40 @@ def target_crops(portraits: Path) -> tuple[list[str], np.ndarray]:
     return [file.stem for file in files], np.stack(crops)
 
 
+def embedded_crops(
+    data: Path, surrogates: Sequence[Surrogate], cache: Path, bf16: bool, place: Place, progress: Progress | None = None
+) -> tuple[Crops, np.ndarray, np.ndarray, list[Tensor]]:
+    """All crops of a data folder, and those of people training may see as the surrogates see them; made once.
+
+    Args:
+        cache: folder for crops and embeddings.
+        progress: called with (what, done, all).
+
+    Returns:
+        The crops; (N,) int64, which of them training may see; (N, S, S, 3) uint8, these; per surrogate (N, D_k)
+        float32 unit embeddings, on the CPU.
+
+    Raises:
+        TrainingError: no photo, no face, or only people kept for tests.
+    """
+
+    def part(what: str) -> Callable[[int, int], None]:
+        return lambda done, count: progress(what, done, count) if progress else None
+
+    crops = load_crops(data, cache, part("finding faces"))
+    keep = np.flatnonzero(~crops.test)
+    if not len(keep):
+        raise TrainingError(f"every photo of {data} belongs to people kept for tests")
+    pixels = np.ascontiguousarray(crops.pixels[keep])
+    photos = hashlib.sha256(pixels.data).hexdigest()[:12]
+    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in surrogates).encode()).hexdigest()[:8]
+    embedded = _cached(
+        cache / f"embeddings-{photos}-{who}.pt",
+        lambda: embed_crops(surrogates, pixels, bf16, part("embedding with surrogates"), place),
+    )
+    return crops, keep, pixels, embedded
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run reads.
@@ -156,23 +190,10 @@ def prepare(
     """
     from emask.recognize import load_recognizer
 
-    def part(what: str) -> Callable[[int, int], None]:
-        return lambda done, count: progress(what, done, count) if progress else None
-
     targets = target_crops(portraits)[1]  # first, since a wrong photo is soon found out
     if not place.first:
         place.agree(0.0)  # the first process fills the cache, the others read it
-    crops = load_crops(data, cache, part("finding faces"))
-    keep = np.flatnonzero(~crops.test)
-    if not len(keep):
-        raise TrainingError(f"every photo of {data} belongs to people kept for tests")
-    pixels = np.ascontiguousarray(crops.pixels[keep])
-    photos = hashlib.sha256(pixels.data).hexdigest()[:12]
-    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in surrogates).encode()).hexdigest()[:8]
-    embedded = _cached(
-        cache / f"embeddings-{photos}-{who}.pt",
-        lambda: embed_crops(surrogates, pixels, config.bf16, part("embedding with surrogates"), place),
-    )
+    crops, keep, pixels, embedded = embedded_crops(data, surrogates, cache, config.bf16, place, progress)
     if place.first:
         place.agree(0.0)
     recognizer = load_recognizer(None)
