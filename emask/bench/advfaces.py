@@ -8,9 +8,10 @@ discriminator for one of the generator, targets drawn anew for every photo, phot
 of [0, 1] pixels at a side of 160, so lambda_p is multiplied by 160 / 128 / 2 here.
 
 Our choice: several surrogates, by their mean; a target is a photo of another person of the training part; emask's
-critic as discriminator, whose score is the mean over patches, without batch norms; a rate of 1e-3 that falls to a tenth
-where the code has 1e-4 throughout 100,000 steps of 32 photos, and eps = 8.9 (the code has 3.0 for its other, untargeted
-setting, which is 4.8 in these units). On a CPU the networks are a quarter as wide, so that minutes are worth something.
+critic as discriminator, whose score is the mean over patches, without batch norms; a rate of 1e-3, with a warm-up and
+a fall to a tenth, where the code has 1e-4 throughout 100,000 steps of 32 photos; eps = 8.9 (the code has 3.0 for its
+other, untargeted setting, which is 4.8 in these units). On a CPU the networks are a quarter as wide, so that minutes
+are worth something.
 """
 
 from __future__ import annotations
@@ -119,16 +120,18 @@ class Trainer:
         """Draw, compute, update both networks.
 
         Args:
-            progress: of the training, 0 to 1; the learning rate falls along a cosine to a tenth.
+            progress: of the training, 0 to 1; the learning rate warms up over 2% and falls along a cosine to a tenth.
 
         Returns:
             Scalars without gradient: "loss" of the generator, its parts "gan", "identity" and "perturbation" before
             they are weighed (the last is 1 within eps), "norm" of the change, and "critic", the discriminator's loss.
         """
         settings, place = self.settings, self.place
+        # without a warm-up the first steps make changes several times the budget, and the next ones take them back
+        warm = min(1.0, progress / 0.02 + 0.05)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = settings.rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
+                group["lr"] = settings.rate * warm * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
         batch = self.sampler.next()
         drawn = others(self.data.people, batch.indices, self.sampler.rng)
         indices, mirrored, wanted = (
