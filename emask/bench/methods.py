@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
-from emask.bench.on_photos import PEER_NAMES
+from emask.bench.on_photos import PEER_NAMES, PeerFiles
 from emask.bench.peers import PEERS, Peer
+from emask.bench.peers.advfaces import load_generator
 from emask.bench.peers.similarity import Recognizer
 from emask.bench.protocol import Method
 from emask.engine import Engine, inner_square
@@ -24,7 +29,7 @@ BATCH = 16
 
 
 def method_names() -> list[str]:
-    """All that `--method` takes; "sibling" needs an attribute classifier and is left to Python."""
+    """All that `--method` takes."""
     return [EMASK, NOTHING, GREY_SQUARE, *PEER_NAMES]
 
 
@@ -64,18 +69,17 @@ class PeerEngine:
 
     Args:
         engine: opened with a recognizer.
-        name: a peer's.
+        name: the peer's.
+        peer: as `peer_of` gives it.
         surrogates: white boxes it descends on.
         target: (1, 3, S, S) float32 crop of the target in [-1, 1], which a peer looks at itself.
-
-    Raises:
-        UsageError: no such peer.
     """
 
-    def __init__(self, engine: Engine, name: str, surrogates: Sequence[Recognizer], target: np.ndarray) -> None:
-        peer_of(name)
+    def __init__(
+        self, engine: Engine, name: str, peer: Peer, surrogates: Sequence[Recognizer], target: np.ndarray
+    ) -> None:
         self.name = f"torch CPU, {name}"  # peers are not moved to a GPU
-        self._engine, self._peer, self._surrogates = engine, name, surrogates
+        self._engine, self._peer, self._surrogates = engine, peer, surrogates
         self._target = _pixels(inner_square(target))
 
     def protect(
@@ -86,7 +90,7 @@ class PeerEngine:
 
         Neither the embedding `target` nor w is used, and there are no edits.
         """
-        return peer_method(peer_of(self._peer, eps), self._surrogates).protect(crops, self._target)
+        return peer_method(within(self._peer, eps), self._surrogates).protect(crops, self._target)
 
     def erase(self, crops: np.ndarray) -> np.ndarray:
         """As the engine's."""
@@ -107,29 +111,44 @@ def baseline(name: str) -> Method:
     return Method(lambda crops, targets: np.zeros_like(crops), erase, _pixels)
 
 
-def peer_of(name: str, eps: float | None = None) -> Peer:
-    """A peer by name, with the parameters of its file.
+def peer_of(name: str, eps: float | None = None, files: PeerFiles | None = None) -> Peer:
+    """A peer by name, with the parameters of its file and the network that it needs.
 
     Args:
         eps: L2 budget over a crop in [-1, 1] units, in the place of its own.
+        files: for the peers that need one.
 
     Raises:
-        UsageError: no such peer.
+        UsageError: no such peer, or one whose file is not named or not there.
+        ModelError, TrainingError: a file that is not what the peer needs.
     """
     if name not in PEER_NAMES:
         raise UsageError(f"no method named {name!r}", f"there are: {', '.join([EMASK, *PEER_NAMES])}")
-    return PEERS[name](**({} if eps is None else {"eps": eps, "norm": "l2"}))
+    peer = PEERS[name](**_networks(name, (files or PeerFiles()).of(name)))
+    return peer if eps is None else within(peer, eps)
 
 
-def method_of(name: str, surrogates: Callable[[], Sequence[Recognizer]], eps: float | None = None) -> Method:
-    """A baseline, or a peer as by `peer_of`.
+def _networks(name: str, found: dict[str, Path]) -> dict[str, nn.Module]:
+    """The network a peer is made with, by its parameter."""
+    if name == "sibling":
+        from emask.bench.editing import load_stage1
 
-    Args:
-        surrogates: opens them; called for peers only.
+        return {"classifier": load_stage1(found["classifier"])[1].requires_grad_(False)}
+    if name == "advfaces":
+        return {"generator": load_generator(found["advfaces"])}
+    if name == "semantic-adv":
+        from emask.train.export import checkpoint_of, editor_from
 
-    Raises:
-        UsageError: no such method.
-    """
-    if name in (NOTHING, GREY_SQUARE):
-        return baseline(name)
-    return peer_method(peer_of(name, eps), surrogates())
+        return {"editor": editor_from(checkpoint_of(found["generator"], found["restorer"])).requires_grad_(False)}
+    return {}
+
+
+def within(peer: Peer, eps: float) -> Peer:
+    """The same peer within an L2 budget over a crop in [-1, 1] units."""
+    return replace(peer, eps=eps, norm="l2")  # type: ignore[type-var]
+
+
+def parameters(peer: Peer) -> dict[str, Any]:
+    """A peer's parameters for a report, its networks left out."""
+    values = {field.name: getattr(peer, field.name) for field in fields(peer)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if not isinstance(value, nn.Module)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from emask.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from emask.bench.on_photos import PeerFiles
     from emask.bench.protocol import Method, Target
     from emask.face.detect import Detector
     from emask.train.surrogates import Surrogate
@@ -62,13 +63,15 @@ def bench(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="emask, or a peer as pgd, mi-fgsm, tip-im; or nothing, grey-square: baselines. "
+            help="emask, or a peer as pgd, tip-im, sibling; or nothing, grey-square: baselines. "
             "Repeatable: all on the same photos, side by side. [default: emask]"
         ),
     ] = None,
     surrogate: Annotated[
         list[str] | None, typer.Option(help="A peer's white box; repeatable. [default: those of the fold]")
     ] = None,
+    classifier: options.Classifier = None,
+    advfaces: options.AdvFacesFile = None,
     fold: Annotated[
         Fold, typer.Option(help="Recognizers that are white boxes to peers; those of the other fold judge.")
     ] = Fold.A,
@@ -106,12 +109,15 @@ def bench(
 
     prepare_process()
     with reporting("bench", as_json):
+        from emask.bench.on_photos import PeerFiles
+
         usual = QUICK if quick else FULL
         faces = usual[0] if faces is None else faces
         unseen_targets = usual[1] if unseen_targets is None else unseen_targets
         run = Bench(
-            data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate, fold,
-            generator, key, handling, quality, strength, eps, refine, seed, device, sources,
+            data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate,
+            PeerFiles(classifier, advfaces), fold, generator, key, handling, quality, strength, eps, refine, seed,
+            device, sources,
         )  # fmt: skip
         if resume and output is None:
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
@@ -211,6 +217,7 @@ class Bench:
     default_only: bool
     target_others: Path | None
     surrogate: list[str] | None
+    peer_files: PeerFiles
     fold: Fold
     generator: Path | None
     key: Path | None
@@ -244,7 +251,7 @@ class Bench:
         from emask.bench.cost import timed
         from emask.bench.doubts import doubts
         from emask.bench.methods import method_names
-        from emask.bench.peers import PEERS
+        from emask.bench.on_photos import PEER_NAMES, TRAINED
         from emask.bench.resume import KeptParts
         from emask.face.detect import Detector
         from emask.handling import choose
@@ -256,6 +263,7 @@ class Bench:
         for name in methods:
             if name not in method_names():
                 raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
+            self.peer_files.of(name)
         if EMASK in methods:  # what is wrong with them is said before recognizers are opened
             weights.strength(self.strength)
             self._files()
@@ -266,7 +274,7 @@ class Bench:
         if not names:
             hint = "name some with --black-box"
             raise UsageError(f"no recognizer of fold {self.fold.other.value} in {self.recognizers}", hint)
-        peers = [name for name in methods if name in PEERS]
+        peers = [name for name in methods if name in PEER_NAMES and name not in TRAINED]
         if peers and not white_box:
             raise UsageError(f"no recognizer of fold {self.fold.value} for {peers[0]}", "name some with --surrogate")
         surrogates = open_surrogates(self.recognizers, white_box) if peers else []
@@ -325,7 +333,7 @@ class Bench:
                     "version": 1,
                     "protocol": "photo",
                     **head,
-                    "warnings": doubts(result, trained if name == EMASK else white_box if name in PEERS else ()),
+                    "warnings": doubts(result, trained if name == EMASK else settings.get("surrogates", ())),
                     **result,
                 }  # fmt: skip
                 spent = {what: of.to_json() for what, of in cost.items()}
@@ -353,18 +361,21 @@ class Bench:
         import numpy as np
 
         from emask import weights
-        from emask.bench.methods import method_of, peer_of
-        from emask.bench.peers import PEERS
+        from emask.bench.methods import baseline, parameters, peer_method, peer_of
+        from emask.bench.on_photos import PEER_NAMES
+        from emask.bench.peers.advfaces import AdvFaces
         from emask.bench.protocol import Method
         from emask.engine import open_engine, refined
 
-        if name != EMASK:
-            measured = method_of(name, lambda: surrogates, self.eps)
-            if name not in PEERS:
-                return measured, {}, {}
+        if name in PEER_NAMES:
+            peer = peer_of(name, self.eps, self.peer_files)
             names = [surrogate.card.name for surrogate in surrogates]
-            parameters = asdict(peer_of(name, self.eps))  # type: ignore[call-overload]
-            return measured, {"surrogates": names, "parameters": parameters}, {}
+            if isinstance(peer, AdvFaces):
+                names = list(peer.generator.surrogates)
+            described = {"surrogates": names, "parameters": parameters(peer)}
+            return peer_method(peer, surrogates), described, self.peer_files.of(name)
+        if name != EMASK:
+            return baseline(name), {}, {}
         w, eps = weights.strength(self.strength)
         eps = eps if self.eps is None else self.eps
         steps = weights.refinement(self.strength) if self.refine is None else self.refine

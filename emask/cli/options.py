@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,24 @@ Refine = Annotated[
         min=0,
         max=500,
         help="Gradient steps that fit the mask to each face. Default: what the strength says.",
+        show_default=False,
+    ),
+]
+Classifier = Annotated[
+    Path | None,
+    typer.Option(
+        "--classifier",
+        metavar="FILE",
+        help="For --method sibling: the stage1.pt of a run, for its attribute classifier.",
+        show_default=False,
+    ),
+]
+AdvFacesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--advfaces",
+        metavar="FILE",
+        help="For --method advfaces: what python -m emask.bench.advfaces trained.",
         show_default=False,
     ),
 ]

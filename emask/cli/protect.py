@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emask.cli import options
 from emask.cli.console import reporting
 from emask.errors import UsageError
+
+if TYPE_CHECKING:
+    from emask.bench.on_photos import PeerFiles
 
 
 def protect(
@@ -43,8 +46,8 @@ def protect(
         str,
         typer.Option(
             metavar="NAME",
-            help="emask, or for comparison a peer that cannot be erased: fgsm, pgd, mi-fgsm, tip-im, gmaa-like."
-            " Peers need torch and --recognizers.",
+            help="emask, or for comparison a peer that cannot be erased: fgsm, pgd, mi-fgsm, tip-im, gmaa-like,"
+            " sibling, semantic-adv, advfaces. Peers need torch and --recognizers.",
         ),
     ] = "emask",
     recognizers: Annotated[
@@ -53,6 +56,8 @@ def protect(
             metavar="DIR", help="A peer's white boxes, with recognizers.json [default: $EMASK_RECOGNIZERS]."
         ),
     ] = None,
+    classifier: options.Classifier = None,
+    advfaces: options.AdvFacesFile = None,
     faces: options.Faces = "all",
     force: options.Force = False,
     resume: options.Resume = False,
@@ -79,6 +84,7 @@ def protect(
     """
     with reporting("protect", as_json):
         from emask.attributes import choose, labels
+        from emask.bench.on_photos import PeerFiles, peer_engine
         from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
@@ -88,7 +94,9 @@ def protect(
 
         choose_faces((), faces)
         chosen = choose(attribute or [])
-        peer = None if method == "emask" else check_peer(method, recognizers, chosen, refine)
+        files = PeerFiles(classifier, advfaces)
+        peer = method != "emask"
+        white_boxes = check_peer(method, recognizers, files, chosen, refine) if peer else None
         named = find_target(target)
         jobs = plan(paths, output, "protected", keep=[named])
         refuse_json_on_stdout(jobs, as_json)
@@ -100,7 +108,7 @@ def protect(
         from emask.images import load_photo
 
         target_photo = load_photo(named)
-        if peer is not None:
+        if peer:
             steps = 0
         engine = open_engine(
             generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
@@ -117,10 +125,8 @@ def protect(
         seen = target_crop(target_photo, detector)
         embedding = recognizer.embed(seen)[0]
         aim = engine.embed_target(inner_square(to_network(seen)))[0]
-        if peer is not None:
-            from emask.bench.on_photos import peer_engine
-
-            engine = peer_engine(engine, method, peer, seen)
+        if peer:
+            engine = peer_engine(engine, method, white_boxes, seen, files)
         b = labels(chosen) if chosen else None
         work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b, aim=aim)
         read, write = open_streams(jobs, output)
@@ -132,13 +138,16 @@ def protect(
         raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))
 
 
-def check_peer(method: str, recognizers: Path | None, chosen: dict[str, int], refine: int | None) -> Path:
-    """The folder of a peer's white boxes, checked and made ready for before anything is loaded.
+def check_peer(
+    method: str, recognizers: Path | None, files: PeerFiles, chosen: dict[str, int], refine: int | None
+) -> Path | None:
+    """The folder of a peer's white boxes, if it has any, checked and made ready for before anything is loaded.
 
     Raises:
-        UsageError: no such method, no recognizers, or what only emask can do.
+        UsageError: no such method, no recognizers, no file for a peer that needs one, or what only emask can do.
+        ModelError: a shipped model that the peer looks into is missing or damaged.
     """
-    from emask.bench.on_photos import PEER_NAMES, prepare
+    from emask.bench.on_photos import PEER_NAMES, TRAINED, prepare
     from emask.cli.train import RECOGNIZER_PLACES, find_folder
 
     if method not in PEER_NAMES:
@@ -147,6 +156,9 @@ def check_peer(method: str, recognizers: Path | None, chosen: dict[str, int], re
         raise UsageError(f"{method} changes no attributes", "leave out --attribute")
     if refine:
         raise UsageError(f"{method} has no refining", "leave out --refine")
-    folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
+    files.of(method)
+    folder = None
+    if method not in TRAINED:
+        folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
     prepare()
     return folder

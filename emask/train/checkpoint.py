@@ -34,7 +34,11 @@ def load(path: Path, hint: str) -> dict[str, Any]:
     """
     if not path.exists():
         raise TrainingError(f"{path} does not exist", hint)
+    told = f"{path} is no checkpoint of emask, or damaged", "name another, or remove it and train it again"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is no checkpoint of emask, or damaged", "remove it, or train it again") from error
+        raise TrainingError(*told) from error
+    if not isinstance(state, dict):
+        raise TrainingError(*told)
+    return state

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from emask.face.align import CROP, INNER, align, estimate
 from emask.images import load_photo
 from emask.nets.recognizer import EMBEDDING
 from emask.train.config import TrainConfig
-from emask.train.data import load_crops
+from emask.train.data import Crops, load_crops
 from emask.train.dataset import TrainingSet
 from emask.train.distill import to_float
 from emask.train.labels import read_labels
@@ -123,6 +122,46 @@ def target_crops(portraits: Path) -> tuple[list[str], np.ndarray]:
     return [file.stem for file in files], np.stack(crops)
 
 
+def embedded_crops(
+    data: Path, surrogates: Sequence[Surrogate], cache: Path, bf16: bool, place: Place, progress: Progress | None = None
+) -> tuple[Crops, np.ndarray, np.ndarray, list[Tensor]]:
+    """All crops of a data folder, and those of people training may see as the surrogates see them; made once.
+
+    Args:
+        cache: folder for crops and embeddings.
+        progress: called with (what, done, all).
+
+    Returns:
+        The crops; (N,) int64, which of them training may see; (N, S, S, 3) uint8, these; per surrogate (N, D_k)
+        float32 unit embeddings, on the CPU.
+
+    Raises:
+        TrainingError: no photo, no face, or only people kept for tests.
+    """
+
+    def part(what: str) -> Callable[[int, int], None]:
+        return lambda done, count: progress(what, done, count) if progress else None
+
+    crops = load_crops(data, cache, part("finding faces"))
+    keep = np.flatnonzero(~crops.test)
+    if not len(keep):
+        raise TrainingError(f"every photo of {data} belongs to people kept for tests")
+    pixels = np.ascontiguousarray(crops.pixels[keep])
+    embedded = _embedded(surrogates, pixels, cache, bf16, place, part("embedding with surrogates"))
+    return crops, keep, pixels, embedded
+
+
+def _embedded(
+    networks: Sequence[Surrogate], pixels: np.ndarray, cache: Path, bf16: bool, place: Place,
+    progress: Callable[[int, int], None],
+) -> list[Tensor]:  # fmt: skip
+    """As `embed_crops`, kept in the cache under a name made of what went in."""
+    photos = hashlib.sha256(pixels.data).hexdigest()[:12]
+    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in networks).encode()).hexdigest()[:8]
+    path = cache / f"embeddings-{photos}-{who}.pt"
+    return _cached(path, lambda: embed_crops(networks, pixels, bf16, progress, place))
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run reads.
@@ -162,27 +201,17 @@ def prepare(
     """
     from emask.recognize import load_recognizer
 
-    def part(what: str) -> Callable[[int, int], None]:
-        return lambda done, count: progress(what, done, count) if progress else None
-
     targets = target_crops(portraits)[1]  # first, since a wrong photo is soon found out
     if not place.first:
         place.agree(0.0)  # the first process fills the cache, the others read it
-    crops = load_crops(data, cache, part("finding faces"))
-    keep = np.flatnonzero(~crops.test)
-    if not len(keep):
-        raise TrainingError(f"every photo of {data} belongs to people kept for tests")
-    pixels = np.ascontiguousarray(crops.pixels[keep])
-    photos = hashlib.sha256(pixels.data).hexdigest()[:12]
-
-    def embed_with(networks: Sequence[Surrogate], what: str) -> list[Tensor]:
-        who = hashlib.sha256(" ".join(sha256(s.card.file) for s in networks).encode()).hexdigest()[:8]
-        make = partial(embed_crops, networks, pixels, config.bf16, part(what), place)
-        return _cached(cache / f"embeddings-{photos}-{who}.pt", make)
-
-    embedded = embed_with(surrogates, "embedding with surrogates")
+    crops, keep, pixels, embedded = embedded_crops(data, surrogates, cache, config.bf16, place, progress)
     others = recognizers[1:]  # the refiner
-    aims = embed_with(others, "embedding with the refiner") if others else []
+
+    def told(done: int, count: int) -> None:
+        if progress:
+            progress("embedding with the refiner", done, count)
+
+    aims = _embedded(others, pixels, cache, config.bf16, place, told) if others else []
     if place.first:
         place.agree(0.0)
     recognizer = load_recognizer(None)

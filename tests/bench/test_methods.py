@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +19,19 @@ from emask.bench.methods import (
     PeerEngine,
     baseline,
     method_names,
-    method_of,
+    parameters,
     peer_method,
+    peer_of,
+    within,
 )
-from emask.bench.on_photos import PEER_NAMES
+from emask.bench.on_photos import NEEDED, PEER_NAMES, PeerFiles
 from emask.bench.peers import PEERS
-from emask.errors import UsageError
+from emask.bench.peers.advfaces import KIND, PerturbationGenerator
+from emask.errors import EmaskError, ModelError, TrainingError, UsageError
+from emask.nets.discriminator import Discriminator
+from emask.nets.generator import Editor, Generator, NetConfig
+from emask.nets.restorer import Restorer
+from emask.train.export import export_run
 
 
 def half_way(crop: Tensor, targets: Tensor, surrogates: object) -> Tensor:
@@ -68,20 +77,88 @@ def test_baselines() -> None:
         assert np.array_equal(restored, crops if name == NOTHING else np.zeros_like(crops))
 
 
-def test_names_and_the_surrogates_they_need() -> None:
+NET = NetConfig(widths=(4, 8, 8, 8), hidden=16)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PeerFiles:
+    """A stage-1 checkpoint and a generator of AdvFaces, both tiny and untrained."""
+    torch.manual_seed(0)
+    editor, discriminator = Editor(NET), Discriminator(NET.attributes, (4, 4))
+    torch.save(
+        {"config": NET.to_dict(), "editor": editor.state_dict(), "discriminator": discriminator.state_dict()},
+        tmp_path / "stage1.pt",
+    )
+    generator = PerturbationGenerator(2, 1, ["one"])
+    config = {"width": 2, "blocks": 1, "surrogates": ["one"]}
+    torch.save({"kind": KIND, "config": config, "generator": generator.state_dict()}, tmp_path / "advfaces.pt")
+    return PeerFiles(tmp_path / "stage1.pt", tmp_path / "advfaces.pt")
+
+
+def test_names() -> None:
     assert {"emask", "nothing", "grey-square", "pgd", "tip-im"} <= set(method_names())
-
-    def never() -> list[Tensor]:
-        raise AssertionError
-
-    assert method_of("nothing", never).erase is not None  # type: ignore[arg-type]
-    opened: list[int] = []
-    method_of("fgsm", lambda: opened.append(1) or [])  # type: ignore[func-returns-value]
-    assert opened == [1]
-    for name in ("photoshop", "sibling", "emask"):
+    for name in ("photoshop", "emask", "nothing"):
         with pytest.raises(UsageError, match=name):
-            method_of(name, never)  # type: ignore[arg-type]
-    assert set(PEER_NAMES) == set(method_names()) - {EMASK, GREY_SQUARE, NOTHING} == PEERS.keys() - {"sibling"}
+            peer_of(name)
+    assert set(PEER_NAMES) == set(method_names()) - {EMASK, GREY_SQUARE, NOTHING} == PEERS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(PEER_NAMES) - {"semantic-adv"}))
+def test_each_peer_is_made_by_its_name(name: str, files: PeerFiles) -> None:
+    """With what it needs, and without what its figures need not say; the twin: those that need a file say so."""
+    peer = peer_of(name, 3.0, files)
+    assert isinstance(peer, PEERS[name])  # type: ignore[arg-type]
+    described = json.loads(json.dumps(parameters(peer)))
+    assert described["eps"] == 3.0 and described["norm"] == "l2"
+    assert not described.keys() & {"classifier", "generator", "editor"}
+    own = parameters(peer_of(name, files=files))
+    assert own["eps"] != 3.0 and parameters(within(peer, own["eps"])) == own | {"norm": "l2"}
+    if name not in NEEDED:
+        return
+    option = f"--{NEEDED[name][0]}"
+    with pytest.raises(UsageError, match=f"{name} needs {option}") as missing:
+        peer_of(name)
+    assert missing.value.hint
+    nowhere = PeerFiles(Path("nowhere.pt"), Path("nowhere.pt"))
+    with pytest.raises(UsageError, match="no file nowhere.pt") as absent:
+        peer_of(name, files=nowhere)
+    assert option in absent.value.hint
+
+
+def test_a_file_of_another_kind_is_said_to_be_one(files: PeerFiles, tmp_path: Path) -> None:
+    swapped = PeerFiles(files.advfaces, files.classifier)
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    torch.save({"kind": KIND, "config": {"width": 4}, "generator": {}}, tmp_path / "other.pt")
+    cases: list[tuple[str, PeerFiles, type[EmaskError], str]] = [
+        ("sibling", swapped, ModelError, "no checkpoint of stage 1"),
+        ("advfaces", swapped, ModelError, "no generator of AdvFaces"),
+        ("advfaces", PeerFiles(advfaces=tmp_path / "other.pt"), ModelError, "another version"),
+        *[(name, PeerFiles(tmp_path / damaged, tmp_path / damaged), TrainingError, "no checkpoint of emask")
+          for name in ("sibling", "advfaces") for damaged in ("notes.txt", "list.pt")],
+    ]  # fmt: skip
+    for name, given, error, said in cases:
+        with pytest.raises(error, match=said) as caught:
+            peer_of(name, files=given)
+        assert caught.value.hint
+
+
+def test_semantic_adv_edits_as_the_shipped_generator_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Path
+) -> None:
+    """E and D are read off its file; the twin, a file that does not hold them, is refused."""
+    with pytest.raises(ModelError, match="how large its networks are"):
+        peer_of("semantic-adv")
+    torch.manual_seed(1)
+    editor = Editor(NET).eval()
+    made = {"generator": Generator(editor).state_dict(), "restorer": Restorer(editor).state_dict()}
+    torch.save({"config": NET.to_dict(), **made}, tmp_path / "stage2.pt")
+    export_run(tmp_path, tmp_path / "models")
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(tmp_path / "models"))
+    read = peer_of("semantic-adv").editor  # type: ignore[attr-defined]
+    crop, labels = torch.rand(1, 3, 128, 128) * 2 - 1, torch.ones(1, NET.attributes)
+    with torch.no_grad():
+        torch.testing.assert_close(read(crop, labels), editor(crop, labels), rtol=1e-3, atol=1e-4)
 
 
 def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
@@ -89,14 +166,14 @@ def test_a_real_peer_moves_towards_the_target_it_is_given() -> None:
     rng = np.random.default_rng(1)
     crops = rng.uniform(-0.9, 0.9, (3, 3, 128, 128)).astype(np.float32)
     targets = rng.uniform(-0.9, 0.9, (3, 3, 112, 112)).astype(np.float32)
-    method = method_of("fgsm", lambda: [surrogate])
+    method = peer_method(peer_of("fgsm"), [surrogate])
     change = method.protect(crops, method.embed(targets))
     with torch.no_grad():
         wanted = surrogate(torch.from_numpy(targets))
         before, after = ((surrogate(torch.from_numpy(x)) * wanted).sum(1) for x in (crops, crops + change))
     assert (after > before + 0.01).all()
     # the twin with a budget of its own: exactly as far as it says, by the Euclidean norm
-    held = method_of("fgsm", lambda: [surrogate], 3.0).protect(crops, method.embed(targets))
+    held = peer_method(peer_of("fgsm", 3.0), [surrogate]).protect(crops, method.embed(targets))
     norms = np.sqrt((held**2).sum((1, 2, 3)))
     assert (norms <= 3.0 * (1 + 1e-5)).all() and (norms > 2.5).all()
     assert np.sqrt((change**2).sum((1, 2, 3))).min() > 4
@@ -107,7 +184,7 @@ def test_a_peer_as_an_engine_keeps_the_budget_it_is_asked_for() -> None:
     surrogate = toy_surrogate()
     rng = np.random.default_rng(2)
     crops, target = (rng.uniform(-0.9, 0.9, (n, 3, 128, 128)).astype(np.float32) for n in (2, 1))
-    engine = PeerEngine(None, "fgsm", [surrogate], target)  # type: ignore[arg-type]
+    engine = PeerEngine(None, "fgsm", peer_of("fgsm"), [surrogate], target)  # type: ignore[arg-type]
     for eps in (2.0, 6.0):
         change = engine.protect(crops, np.zeros(256, np.float32), w=0.0, eps=eps)
         norms = np.sqrt((change**2).sum((1, 2, 3)))

@@ -12,17 +12,22 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from emask.attributes import ATTRIBUTES
 from emask.bench.peers import PEERS, Peer
+from emask.bench.peers.advfaces import AdvFaces, PerturbationGenerator
 from emask.bench.peers.ball import EPS, Ball
 from emask.bench.peers.fgsm import FGSM
 from emask.bench.peers.gmaa import TargetManifold
 from emask.bench.peers.mi_fgsm import MIFGSM, diverse, smoothed
 from emask.bench.peers.pgd import PGD
+from emask.bench.peers.semantic_adv import SemanticAdv, decode_from, variation
 from emask.bench.peers.sibling import AttributeFeatures, SiblingAttack
 from emask.bench.peers.similarity import dissimilarity, embed
 from emask.bench.peers.tip_im import SIGMAS, TIPIM, best_candidate, copies, gain, mmd, warped
 from emask.face.align import INNER, MARGIN
+from emask.nets.blocks import feather_window
 from emask.nets.discriminator import Classifier
+from emask.nets.generator import Editor, NetConfig
 
 # Few and long steps, everything random switched on: what the tests of all peers run.
 SMALL: dict[str, dict] = {
@@ -32,6 +37,8 @@ SMALL: dict[str, dict] = {
     "tip-im": {"steps": 3, "step": 0.4, "copies": 2, "spread": 0.02},
     "sibling": {"steps": 2, "inner_steps": 2, "step": 0.4, "inner_step": 0.2, "gamma": 0.4},
     "gmaa-like": {"steps": 3, "step": 0.4, "poses": 1, "draws": 1, "probability": 1.0},
+    "advfaces": {"eps": 2.0},
+    "semantic-adv": {"steps": 10, "rate": 0.3, "start": 0.5, "smoothness": 0.01},
 }
 # Another value for each parameter, and for "norm" a budget as long as the change would be.
 OTHER: dict[str, dict] = {
@@ -52,6 +59,11 @@ OTHER: dict[str, dict] = {
     "gmaa-like": {
         "eps": 0.05, "norm": "l2", "steps": 2, "step": 0.2, "momentum": 0.0, "poses": 0, "degrees": 90.0,
         "zoom": 0.9, "shift": 0.5, "draws": 2, "probability": 0.0, "noise": 0.0, "smallest": 0.5, "seed": 1,
+    },
+    "advfaces": {"eps": 1.0, "norm": "linf"},
+    "semantic-adv": {
+        "eps": 0.05, "norm": "l2", "attribute": "Eyeglasses", "value": -1.0, "layer": 0, "steps": 2, "rate": 0.02,
+        "start": 0.2, "least": 0.9, "smoothness": 1e4,
     },
 }  # fmt: skip
 
@@ -114,10 +126,38 @@ def targets() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def made(classifier: Classifier) -> Callable[..., Peer]:
+def editor() -> Editor:
+    """One that sees labels and shows it; real ones learn to."""
+    torch.manual_seed(3)
+    editor = Editor(NetConfig(widths=(4, 8, 8, 8), hidden=16)).eval().requires_grad_(False)
+    editor.decoder.to_image.weight *= 100
+    return editor
+
+
+class Ideal(nn.Module):
+    """What AdvFaces' generator would be if training reached its aim: it changes what the surrogates ask for.
+
+    How the real one trains is tested in tests/train/test_advfaces.py.
+    """
+
+    def __init__(self, surrogates: list[Tiny]) -> None:
+        super().__init__()
+        self.surrogates = surrogates
+
+    def forward(self, crop: Tensor, target: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return PGD(eps=0.3, steps=2, step=0.5, random_start=False)(crop, target, self.surrogates)
+
+
+@pytest.fixture(scope="module")
+def made(classifier: Classifier, editor: Editor, surrogates: list[Tiny]) -> Callable[..., Peer]:
+    networks: dict[str, dict[str, nn.Module]] = {
+        "sibling": {"classifier": classifier}, "advfaces": {"generator": Ideal(surrogates)},
+        "semantic-adv": {"editor": editor},
+    }  # fmt: skip
+
     def make(name: str, **parameters: object) -> Peer:
-        needed = {"classifier": classifier} if name == "sibling" else {}
-        return PEERS[name](**{**needed, **SMALL[name], **parameters})
+        return PEERS[name](**{**networks.get(name, {}), **SMALL[name], **parameters})
 
     return make
 
@@ -201,7 +241,8 @@ def test_no_parameter_is_left_out_above(made: Callable[..., Peer]) -> None:
     assert PEERS.keys() == SMALL.keys() == OTHER.keys()
     for name in PEERS:
         peer = made(name)
-        assert {f.name for f in dataclasses.fields(peer)} - {"classifier"} == OTHER[name].keys()  # type: ignore[arg-type]
+        names = {f.name for f in dataclasses.fields(peer)}  # type: ignore[arg-type]
+        assert names - {"classifier", "generator", "editor"} == OTHER[name].keys()
         with pytest.raises(dataclasses.FrozenInstanceError):
             peer.eps = 1.0  # type: ignore[attr-defined]
 
@@ -445,3 +486,79 @@ def test_the_targets_states_are_photos_mirror_images_and_poses(targets: Tensor) 
         moved_by = (poses - states[:4]).abs().mean((1, 2, 3))
         other = (poses.roll(1, 0) - states[:4]).abs().mean((1, 2, 3))
         assert (moved_by > 0.005).all() and (moved_by < 0.6 * other).all()  # the same face, a little moved
+
+
+def test_advfaces_asks_no_surrogate_and_sees_the_targets_inner_square(
+    crop: Tensor, targets: Tensor
+) -> None:
+    torch.manual_seed(4)
+    generator = PerturbationGenerator(4, 1).eval()
+    nn.init.normal_(generator.to_change.weight, std=0.05)
+    peer = AdvFaces(generator)
+    squares = targets[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+    torch.testing.assert_close(peer(crop, squares), peer(crop, targets))
+    first = peer(crop, targets[:1])
+    assert (first - peer(crop, targets[1:])).abs().max() > 1e-3  # the target matters
+    elsewhere = targets.clone()
+    elsewhere[..., :MARGIN] = 0.0
+    torch.testing.assert_close(peer(crop, elsewhere), peer(crop, targets))
+
+
+def test_untrained_advfaces_changes_nothing(crop: Tensor, targets: Tensor) -> None:
+    """The twin of the one that reaches the target, above."""
+    assert not AdvFaces(PerturbationGenerator(4, 1).eval())(crop, targets).any()
+
+
+def test_semantic_adv_reaches_the_target_and_without_steps_it_does_not(
+    editor: Editor, crop: Tensor, targets: Tensor, surrogates: list[Tiny]
+) -> None:
+    clean = cosines(crop, targets, surrogates)
+
+    def gained(steps: int) -> Tensor:
+        peer = SemanticAdv(editor, eps=8.0, norm="l2", steps=steps, rate=0.3, start=0.5, smoothness=0.01)
+        return cosines(crop + peer(crop, targets, surrogates), targets, surrogates) - clean
+
+    bent, edited = gained(10), gained(0)
+    assert (bent > 0.05).all() and (bent > edited + 0.05).all()
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_semantic_adv_without_steps_is_the_edit_of_protect(
+    layer: int, editor: Editor, crop: Tensor, targets: Tensor, surrogates: list[Tiny]
+) -> None:
+    """With alpha = 1 everywhere and a budget as large as one likes; the twin, alpha = 0, changes nothing."""
+    labels = torch.zeros(2, len(ATTRIBUTES))
+    edited = labels.clone()
+    edited[:, ATTRIBUTES.index("Bangs")] = 1.0
+    edit = (editor(crop, edited) - editor(crop, labels)) * feather_window(128)
+    expected = (crop + edit).clamp(-1, 1) - crop
+    # what the encoder gives D's later layers is the same with and without the edit, so any layer will do
+    for start, wanted in ((1.0, expected), (0.0, torch.zeros_like(crop))):
+        peer = SemanticAdv(editor, eps=1e3, norm="l2", layer=layer, steps=0, start=start)
+        torch.testing.assert_close(peer(crop, targets, surrogates), wanted, rtol=1e-4, atol=1e-4)
+    assert expected.abs().max() > 0.05
+
+
+def test_decoding_goes_on_from_any_layer(editor: Editor, crop: Tensor) -> None:
+    features = editor.encoder(crop)
+    image, outputs = editor.decoder(features, torch.ones(2, len(ATTRIBUTES)))
+    for layer in range(4):
+        torch.testing.assert_close(decode_from(editor.decoder, layer, outputs[layer], features), image)
+
+
+def test_variation_is_that_of_neighbours() -> None:
+    alpha = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for found, a in zip(variation(alpha).tolist(), alpha.double().numpy(), strict=True):
+        down = [(a[c, i + 1, j] - a[c, i, j]) ** 2 for c in range(3) for i in range(3) for j in range(5)]
+        across = [(a[c, i, j + 1] - a[c, i, j]) ** 2 for c in range(3) for i in range(4) for j in range(4)]
+        assert found == pytest.approx(2 * (np.mean(down) + np.mean(across)), rel=1e-4)
+    assert not variation(torch.ones(1, 2, 3, 3)).any()
+
+
+def test_semantic_adv_refuses_what_it_cannot_work_with(editor: Editor) -> None:
+    with pytest.raises(ValueError, match="training mode"):
+        SemanticAdv(Editor(NetConfig(widths=(4, 8, 8, 8))))
+    with pytest.raises(ValueError, match="no attribute Smiling"):
+        SemanticAdv(editor, attribute="Smiling")
+    with pytest.raises(ValueError, match="no layer 4"):
+        SemanticAdv(editor, layer=4)

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 import typer
 from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
+from emask.bench.peers.advfaces import KIND, PerturbationGenerator
 from emask.cli.bench import bench
 
 app = typer.Typer()
@@ -214,6 +216,34 @@ def test_unknown_methods_and_handlings_are_refused(
 ) -> None:
     result = CliRunner().invoke(app, ["--data", str(data), "--recognizers", str(judges), option, value])
     assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.parametrize(("method", "option"), [("sibling", "--classifier"), ("advfaces", "--advfaces")])
+def test_a_peer_without_the_file_it_needs_is_refused_at_once(
+    models: Path, data: Path, judges: Path, method: str, option: str
+) -> None:
+    """Before recognizers are opened, of which one is missing here."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--method", "nothing", "--method", method]
+    for more, said in (([], f"{method} needs {option} FILE"), ([option, "nowhere.pt"], "no file nowhere.pt")):
+        code, output = run_bench(*always, *more)
+        assert code == 2 and said in output and "hint: " in output and "Traceback" not in output
+
+
+def test_advfaces_needs_no_recognizer_but_judges(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """The white box of these judges is missing; what the generator was trained with is what the figures warn of."""
+    torch.manual_seed(0)
+    generator = PerturbationGenerator(2, 1, ["blocks"])
+    config = {"width": 2, "blocks": 1, "surrogates": ["blocks"]}
+    torch.save({"kind": KIND, "config": config, "generator": generator.state_dict()}, tmp_path / "advfaces.pt")
+    always = ["--data", str(data), "--recognizers", str(judges), "--device", "cpu", "--json", "--faces", "2"]
+    always += ["--unseen-targets", "1", "--method", "advfaces", "--advfaces", str(tmp_path / "advfaces.pt")]
+    result = CliRunner().invoke(app, [*always, "--eps", "4"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["settings"]["surrogates"] == ["blocks"]
+    assert document["settings"]["parameters"] == {"eps": 4.0, "norm": "l2"}
+    assert document["models"]["advfaces"]["file"] == "advfaces.pt"
+    assert any("blocks is a white box" in warning for warning in document["warnings"])
 
 
 def test_with_white_boxes_of_fold_b_those_of_fold_a_judge(models: Path, data: Path, judges: Path) -> None:

@@ -1,10 +1,10 @@
-"""The gradient-based attacks a user would otherwise pick, all under one interface and one budget.
+"""The attacks a user would otherwise pick, all under one interface and one budget.
 
 A peer is a frozen dataclass of its parameters; `PEERS` names the classes:
 
     change = PEERS["pgd"](eps=24 / 255)(crop, targets, surrogates)
 
-None of them is erasable, and each takes many passes through the surrogates for a single photo.
+None of them is erasable. All but `AdvFaces`, a trained generator, take passes through the surrogates for every photo.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from emask.bench.peers.advfaces import AdvFaces
 from emask.bench.peers.fgsm import FGSM
 from emask.bench.peers.gmaa import TargetManifold
 from emask.bench.peers.mi_fgsm import MIFGSM
 from emask.bench.peers.pgd import PGD
+from emask.bench.peers.semantic_adv import SemanticAdv
 from emask.bench.peers.sibling import SiblingAttack
 from emask.bench.peers.similarity import Recognizer
 from emask.bench.peers.tip_im import TIPIM
@@ -43,7 +45,8 @@ class Peer(Protocol):
         ...
 
 
-# Called with parameters they give a peer. "sibling" needs a classifier; "gmaa-like" is not GMAA: see its file.
+# Called with parameters they give a peer. "sibling", "advfaces" and "semantic-adv" need a network, which
+# `emask.bench.methods.peer_of` opens; "gmaa-like" is not GMAA: see its file.
 PEERS: dict[str, Callable[..., Peer]] = {
     "fgsm": FGSM,
     "pgd": PGD,
@@ -51,4 +54,6 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "tip-im": TIPIM,
     "sibling": SiblingAttack,
     "gmaa-like": TargetManifold,
+    "advfaces": AdvFaces,
+    "semantic-adv": SemanticAdv,
 }
