@@ -219,7 +219,8 @@ def stage_nodes(teacher: Surrogate, student: Recognizer) -> list[str]:
         projection = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
         if addition or (projection and not any(activates(user) for user in node.users)):
             shape = node.meta["tensor_meta"].shape
-            linear.append((node.name, (shape[1], shape[2]), addition))
+            if len(shape) == 4:  # a norm of embeddings adds as well
+                linear.append((node.name, (shape[1], shape[2]), addition))
     with torch.no_grad():
         outputs = copy.deepcopy(student).eval().features(torch.zeros(1, 3, INNER, INNER))
         wanted = [(f.shape[1], f.shape[2]) for f in outputs]

@@ -129,7 +129,7 @@ def refiner(models: Path, tmp_path: Path) -> Path:
 
 def test_a_refiner_is_moved_too(plain: Engine, models: Path, crops: np.ndarray, refiner: Path) -> None:
     """The twin: with a weight of 0 it is not looked through, and masks are those without it."""
-    shown = np.ascontiguousarray(crops[::-1, :, SQUARE, SQUARE])
+    shown = np.ascontiguousarray(np.roll(crops, 1, 0)[:, :, SQUARE, SQUARE])
     free = {"owner": 0.0, "roughness": 0.0, "pixels": 0.0, "identity": 0.0, "away": 0.0}
 
     def engine(weight: float, steps: int = 15) -> RefiningEngine:

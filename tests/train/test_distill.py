@@ -68,7 +68,12 @@ def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
     """An untrained network of the refiner's own form, as an ONNX file with a card."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("wide") / "wide.onnx"
-    to_onnx(Recognizer(WIDE).eval(), "recognizer", path, INNER)
+    teacher = Recognizer(WIDE).eval()
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # equal constants are written once, which onnx2torch cannot read
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+    to_onnx(teacher, "recognizer", path, INNER)
     grey = (127.5, 127.5, 127.5)
     return Surrogate(SurrogateCard("wide", path, (INNER, INNER), grey, grey)).eval()
 
