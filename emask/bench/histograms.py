@@ -61,7 +61,7 @@ def plot(cosines: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping[str
                 axes.set_title(title, fontsize=9)
             if column == 0:
                 axes.set_ylabel(f"{judge}\n(% of the photos)", fontsize=8)
-    handles = drawn.axes[0].get_legend_handles_labels()
+    handles = max((axes.get_legend_handles_labels() for axes in drawn.axes), key=lambda found: len(found[0]))
     drawn.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     picture = io.BytesIO()
     drawn.savefig(picture, format="png", metadata={"Software": None})

@@ -128,14 +128,15 @@ def peer_of(name: str, eps: float | None = None, files: PeerFiles | None = None)
     return peer if eps is None else within(peer, eps)
 
 
-def _networks(name: str, found: dict[str, Path]) -> dict[str, nn.Module]:
-    """The network a peer is made with, by its parameter."""
+def _networks(name: str, found: dict[str, Path]) -> dict[str, Any]:
+    """The network a peer is made with, and what else its file says, by parameter."""
     if name == "sibling":
         from emask.bench.editing import load_stage1
 
         return {"classifier": load_stage1(found["classifier"])[1].requires_grad_(False)}
     if name == "advfaces":
-        return {"generator": load_generator(found["advfaces"])}
+        generator = load_generator(found["advfaces"])
+        return {"generator": generator, "eps": generator.eps}
     if name == "semantic-adv":
         from emask.train.export import checkpoint_of, editor_from
 

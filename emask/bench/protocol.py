@@ -200,13 +200,14 @@ def select(
     if below is None:
         sources = _rounds(order[unseen_targets:], by_person)
     else:
-        inside = sorted(p for p, own in by_person.items() if own[0].name.startswith(f"{below.strip('/')}/"))
-        inside = [inside[i] for i in np.random.default_rng(seed).permutation(len(inside))]
+        start = below.strip("/") + "/"
         chosen = {target.name for target in targets}
-        sources = [
-            Source(p, by_person[p][0], by_person[p][1] if len(by_person[p]) > 1 else None)
-            for p in inside if p not in chosen
-        ]  # fmt: skip
+        inside = sorted(p for p, own in by_person.items() if any(one.name.startswith(start) for one in own))
+        inside = [inside[i] for i in np.random.default_rng(seed).permutation(len(inside)) if inside[i] not in chosen]
+        sources = []
+        for person in inside:
+            photo = next(one for one in by_person[person] if one.name.startswith(start))
+            sources.append(Source(person, photo, next((one for one in by_person[person] if one is not photo), None)))
         if not sources:
             raise UsageError(f"{data / below}: no photo with a face of somebody kept out of training", "see --sources")
     sources = sources[:faces]

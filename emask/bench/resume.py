@@ -32,7 +32,7 @@ class KeptParts:
             figures = json.loads((self.folder / f"{label}.json").read_text(encoding="utf-8"))
             with np.load(self.folder / f"{label}.npz") as file:
                 cosines = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None
         self.taken.append(label)
         return figures, cosines

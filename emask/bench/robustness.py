@@ -35,7 +35,7 @@ AXES = {
     "crop": Axis("kept of each side (%)", 100, True),
     "scale": Axis("size of the photo (%)", 100, True),
 }
-# (figure, its clean twin's suffix, colour, name); of the protected photos first.
+# (figure, colour, name); of the protected photos first.
 LINES = (
     ("impersonation_given", "C3", "taken for the target, photo given"),
     ("impersonation_other", "C1", "taken for the target, another photo"),

@@ -60,7 +60,7 @@ COMMON = ("method", "faces", "unseen_targets", "quality", "subsampling", "seed",
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    own = {key: value for key, value in settings.items() if key not in (*COMMON, "parameters")}
+    own = {key: value for key, value in settings.items() if key not in (*COMMON, "parameters", "refining")}
     own |= settings.get("parameters", {})
     words = [f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in own.items()]
     return "; ".join(words) or "no settings"

@@ -185,11 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.faces < 1 or options.unseen_targets < 1:
         raise UsageError("--faces and --unseen-targets must be at least 1")
     settings = settings_of(options.eps, options.w)
+    try:  # what cannot be written is said before an hour of work
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "name another folder with -o"
+        raise UsageError(f"cannot write to {options.output}: {error.strerror or error}", hint) from None
     documents = measure(
         options.data, options.recognizers, settings, options.faces, options.unseen_targets, options.refine,
         options.seed, options.device,
     )  # fmt: skip
-    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "curves.json").write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
     text = render(documents)
     (options.output / "curves.md").write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from emask.bench.on_photos import PeerFiles
-    from emask.bench.protocol import Method, Target
+    from emask.bench.protocol import Located, Method, Target
     from emask.face.detect import Detector
     from emask.train.surrogates import Surrogate
 
@@ -47,7 +47,7 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="A recognizer to judge with; repeatable. [default: those of the other fold]"),
     ] = None,
-    faces: Annotated[int | None, typer.Option(min=1, help="Photos to protect, one a person. [default: 200]")] = None,
+    faces: Annotated[int | None, typer.Option(min=1, help="Photos to protect. [default: 200]")] = None,
     unseen_targets: Annotated[
         int | None, typer.Option(min=0, help="People used as targets that no training saw. [default: 8]")
     ] = None,
@@ -123,7 +123,10 @@ def bench(
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
         kept = None if output is None else output / PARTS
         if kept is not None and kept.exists() and not resume:
-            shutil.rmtree(kept)
+            hint = "go on with it: --resume; or name another folder"
+            raise UsageError(f"{output} holds an interrupted run", hint)
+        if output is not None:
+            make_folder(output)  # what cannot be written is said before hours of work
         methods = list(dict.fromkeys(method or [EMASK]))
         measured = {}
         for name, one in run.measure(methods, kept):
@@ -310,8 +313,10 @@ class Bench:
                     },
                     "versions": versions(),
                 }  # fmt: skip
-                whom = [hashlib.sha256(target.given.crop.tobytes()).hexdigest() for target in builtin]
-                run = {**head, "photos": photos, "targets": whom, "handlings": [h.name for h in handlings]}
+                run = {
+                    **head, "photos": photos, "default": default, "handlings": [h.name for h in handlings],
+                    "targets": [(t.name, *(fingerprint(p) for p in (t.given, t.other))) for t in builtin],
+                }  # fmt: skip
                 parts = None if kept is None else KeptParts(kept, run)
                 similarities: dict[str, np.ndarray] = {}
                 with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
@@ -366,6 +371,7 @@ class Bench:
         from emask.bench.peers.advfaces import AdvFaces
         from emask.bench.protocol import Method
         from emask.engine import open_engine, refined
+        from emask.engine.refine import Refinement
 
         if name in PEER_NAMES:
             peer = peer_of(name, self.eps, self.peer_files)
@@ -373,7 +379,8 @@ class Bench:
             if isinstance(peer, AdvFaces):
                 names = list(peer.generator.surrogates)
             described = {"surrogates": names, "parameters": parameters(peer)}
-            return peer_method(peer, surrogates), described, self.peer_files.of(name)
+            looked_through = {surrogate.card.name: surrogate.card.file for surrogate in surrogates}
+            return peer_method(peer, surrogates), described, {**self.peer_files.of(name), **looked_through}
         if name != EMASK:
             return baseline(name), {}, {}
         w, eps = weights.strength(self.strength)
@@ -393,6 +400,8 @@ class Bench:
             embed=engine.embed_target,
         )
         settings = {"strength": self.strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
+        if steps:
+            settings["refining"] = asdict(Refinement(steps=steps))
         return measured, settings, files
 
     def _targets(self, detector: Detector, usual: Sequence[str]) -> list[Target]:
@@ -410,4 +419,30 @@ class Bench:
             if located[0] is None:
                 raise UsageError(f"no face found in the target {name}")
             found.append(protocol.Target(Path(name).stem, located[0], located[1] if len(located) > 1 else None))
+        names = [target.name for target in found]
+        if len(set(names)) < len(names) or protocol.UNSEEN in names:
+            hint = f'give the files names of their own; "{protocol.UNSEEN}" is taken'
+            raise UsageError(f"targets of the same name, or of one that is taken: {', '.join(names)}", hint)
         return found
+
+
+def fingerprint(photo: Located | None) -> str:
+    """A hash of a located face's crop; "" for none."""
+    import hashlib
+
+    return "" if photo is None else hashlib.sha256(photo.crop.tobytes()).hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """An output folder, made unless it is there.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".emask-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None

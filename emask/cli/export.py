@@ -24,7 +24,10 @@ def export(
         Path | None, typer.Option("-o", "--output", help="Folder for the ONNX files [default: RUN/models].")
     ] = None,
 ) -> None:
-    """Export generator, restorer and recognizer to ONNX, with a manifest. Refuses unless ONNX and torch agree."""
+    """Export generator, restorer, recognizer and refiner to ONNX, with a manifest.
+
+    Refuses unless ONNX and torch agree.
+    """
     from emask.train.export import export_run
 
     if not run.is_dir():

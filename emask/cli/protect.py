@@ -84,7 +84,6 @@ def protect(
     """
     with reporting("protect", as_json):
         from emask.attributes import choose, labels
-        from emask.bench.on_photos import PeerFiles, peer_engine
         from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
@@ -94,9 +93,12 @@ def protect(
 
         choose_faces((), faces)
         chosen = choose(attribute or [])
-        files = PeerFiles(classifier, advfaces)
         peer = method != "emask"
-        white_boxes = check_peer(method, recognizers, files, chosen, refine) if peer else None
+        if peer:
+            from emask.bench.on_photos import PeerFiles, peer_engine
+
+            files = PeerFiles(classifier, advfaces)
+            white_boxes = check_peer(method, recognizers, files, chosen, refine)
         named = find_target(target)
         jobs = plan(paths, output, "protected", keep=[named])
         refuse_json_on_stdout(jobs, as_json)

@@ -149,7 +149,7 @@ def train(
     data_folder = find_folder(data, "EMASK_DATA", DATA_PLACES, "--data")
     recognizer_folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
     check_before(run, stages, start_from)
-    surrogates = open_surrogates(recognizer_folder, surrogate)
+    surrogates = open_surrogates(recognizer_folder, surrogate, 1 if stage is StageName.refiner else 2)
     cache = user_cache_path("emask") / "training"
     bars = _Bars()
     if distilled:
@@ -231,13 +231,14 @@ def _distil(
     from emask.train.distill import DistillConfig, TeacherSpace, distill, embed_all, fits, generator_masks
 
     form, config, masked = COMPACT, DistillConfig(seed=seed), None
-    crops = load_crops(data, cache, lambda done, count: progress("finding faces", done, count))
-    if stage is StageName.refiner:
+    if stage is StageName.refiner:  # said before faces are looked for
         form, config = WIDE, DistillConfig(seed=seed, batch=40)
         teachers = [teacher for teacher in teachers if fits(teacher, form)][:1]
         if not teachers:
             hint = "name another with --surrogate"
             raise TrainingError("none of the surrogates is a MobileFaceNet of the refiner's form", hint)
+    crops = load_crops(data, cache, lambda done, count: progress("finding faces", done, count))
+    if stage is StageName.refiner:
         shipped = weights.shipped_path
         masked = generator_masks(open_engine(shipped("generator"), None, shipped("recognizer"), "cpu"), crops, seed)
     minutes = minutes or (25.0 if form is COMPACT else 70.0)

@@ -118,6 +118,8 @@ class RefiningEngine:
         b: np.ndarray | None = None,
     ) -> np.ndarray:
         """The change that masks each crop; see `GraphEngine.protect`. A face's mask does not depend on its batch."""
+        if target.shape[-1] <= self._others:
+            raise ValueError(f"a target of {target.shape[-1]} numbers lacks the refiner's: embed it by embed_target")
         first = target[..., : target.shape[-1] - self._others]  # the generator knows one recognizer only
         change = self.engine.protect(crops, first, w=w, eps=eps, a=a, b=b)
         if not self.refinement.steps:

@@ -112,12 +112,13 @@ def generator_masks(engine: Engine, crops: Crops, seed: int) -> Masked:
 
 
 def fits(teacher: Surrogate, form: Form) -> bool:
-    """Whether a student of this form can be taught by the teacher's inner features."""
+    """Whether a student of this form can be taught by the teacher: its inner features, and all of its embedding."""
     try:
         stage_nodes(teacher, Recognizer(form))
     except TrainingError:
         return False
-    return True
+    with torch.no_grad():
+        return int(teacher(torch.zeros(1, 3, INNER, INNER)).shape[1]) >= form.embedding
 
 
 def _further(mask: Tensor, gradient: Tensor, budget: Tensor) -> Tensor:

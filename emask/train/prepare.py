@@ -31,11 +31,14 @@ Progress = Callable[[str, int, int], None]
 CPU = Place()
 
 
-def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
+def open_surrogates(folder: Path, names: list[str] | None, least: int = 2) -> list[Surrogate]:
     """The named recognizers of a folder as differentiable surrogates; without names, those of fold A.
 
+    Args:
+        least: how many there have to be.
+
     Raises:
-        TrainingError: unknown names, fewer than two surrogates, or one that gives no gradient.
+        TrainingError: unknown names, too few surrogates, or one that gives no gradient.
     """
     cards = read_cards(folder)
     if not names:
@@ -43,7 +46,7 @@ def open_surrogates(folder: Path, names: list[str] | None) -> list[Surrogate]:
     unknown = [name for name in names if name not in cards]
     if unknown:
         raise TrainingError(f"no recognizer named {', '.join(unknown)} in {folder}", f"there are: {', '.join(cards)}")
-    if len(names) < 2:
+    if len(names) < least:
         raise TrainingError("a mask trained on one surrogate fools only that one", "name two or more surrogates")
     surrogates = [Surrogate(cards[name]).eval() for name in names]
     for surrogate in surrogates:

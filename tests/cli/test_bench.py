@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from emask.bench.peers.advfaces import KIND, PerturbationGenerator
 from emask.cli.bench import bench
+from emask.errors import UsageError
 
 app = typer.Typer()
 app.command()(bench)
@@ -264,3 +265,37 @@ def test_too_few_people_is_a_usage_error(models: Path, data: Path, judges: Path,
     assert code == 2 and "too few" in output and "Traceback" not in output
     code, output = run_bench(*arguments, "4")
     assert code == 2 and "leave none" in output
+
+
+def test_an_interrupted_run_goes_on_and_is_not_begun_anew(
+    models: Path, data: Path, judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unseen targets are not reached at first; then the built-in one is taken as it was. Without --resume: refused."""
+    from emask.bench.resume import KeptParts
+
+    arguments = ["--data", str(data), "--recognizers", str(judges), "--faces", "3", "--unseen-targets", "2"]
+    arguments += ["--device", "cpu", "--json", "-o", str(tmp_path / "out")]
+    put = KeptParts.put
+
+    def put_and_stop(self: KeptParts, *rest: object) -> None:
+        put(self, *rest)  # type: ignore[arg-type]
+        raise UsageError("stopped")
+
+    monkeypatch.setattr(KeptParts, "put", put_and_stop)
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+    monkeypatch.setattr(KeptParts, "put", put)
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 2 and "holds an interrupted run" in again.output
+    taken: list[str] = []
+    get = KeptParts.get
+
+    def watched(self: KeptParts, label: str) -> object:
+        found = get(self, label)
+        taken.extend(self.taken[-1:] if found is not None else [])
+        return found
+
+    monkeypatch.setattr(KeptParts, "get", watched)
+    resumed = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert resumed.exit_code == 0 and taken == ["ada"], resumed.output
+    document = json.loads(resumed.stdout)
+    assert document["targets"]["ada"] and document["unseen"] and not (tmp_path / "out" / ".parts").exists()

@@ -150,6 +150,6 @@ def stage_of(
     """A stage by number; what it begins with comes from the finished run, or another folder."""
 
     def make(number: int, config: TrainConfig = tiny_config, folder: Path = run) -> Stage:
-        return open_stage(number, Setting(training_set, config, Place(), surrogates, projection), folder)
+        return open_stage(number, Setting(training_set, config, Place(), surrogates, [projection]), folder)
 
     return make

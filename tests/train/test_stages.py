@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -252,14 +252,16 @@ def test_a_restorer_that_has_nothing_to_do_stays_finite(
 def refined_stage(training_set: TrainingSet, surrogates: list[Surrogate], projection: nn.Module) -> MakeRestorerStage:
     """Stage 3 with a generator whose masks are beyond the budget."""
 
-    def make(config: TrainConfig, recognizer: nn.Module | None = projection) -> RestorerStage:
+    def make(
+        config: TrainConfig, recognizers: Sequence[nn.Module] = (projection,), data: TrainingSet = training_set
+    ) -> RestorerStage:
         torch.manual_seed(0)
         editor = Editor(config.net).eval()
         generator, restorer = Generator(editor), Restorer(editor)
         with torch.no_grad():
             for parameter in generator.protected_decoder.parameters():
                 parameter += 0.15 * torch.randn_like(parameter)
-        return RestorerStage(Setting(training_set, config, Place(), surrogates, recognizer), generator, restorer)
+        return RestorerStage(Setting(data, config, Place(), surrogates, recognizers), generator, restorer)
 
     return make
 
@@ -293,6 +295,33 @@ def test_stage_three_trains_on_masks_as_protect_refines_them(
     assert ((refined - plain[rows]).flatten(1).norm(dim=1) > 0.1 * norms).all()
     assert all(torch.equal(a, b) for a, b in zip(before, stage.generator.parameters(), strict=True))
     assert all(p.requires_grad for p in stage.restorer.parameters())
+
+
+def test_masks_are_refined_through_the_refiner_too(
+    refined_stage: MakeRestorerStage, tiny_config: TrainConfig, training_set: TrainingSet, projection: nn.Module
+) -> None:
+    """Its embeddings stand behind the recognizer's; the generator is given the first ones only, the mask both."""
+
+    class Turned(nn.Module):
+        """The recognizer's embeddings in another order: another space, of the same pictures."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return projection(x).flip(1)  # type: ignore[no-any-return]
+
+    wide = replace(
+        training_set,
+        identity=torch.cat([training_set.identity, training_set.identity.flip(1)], 1),
+        target_identity=torch.cat([training_set.target_identity, training_set.target_identity.flip(1)], 1),
+    )
+    config = replace(tiny_config, refined=1.0, refine_every=2, replay=10, clean=0.0)
+    both = refined_stage(config, (projection, Turned()), wide)
+    _, alone = changes_of(refined_stage(config))
+    _, changed = changes_of(both)
+    # the same cosines in another order: joined, they are the recognizer's own, and so is the mask
+    torch.testing.assert_close(changed, alone, atol=2e-3, rtol=0)
+    other = replace(wide, target_identity=wide.target_identity.roll(1, 1), identity=wide.identity.roll(1, 1))
+    _, elsewhere = changes_of(refined_stage(config, (projection, Turned()), other))
+    assert (elsewhere - alone).abs().max() > 0.01  # the twin: with other targets the masks are others
 
 
 def test_a_replayed_mask_keeps_its_owner_and_target(refined_stage: MakeRestorerStage, tiny_config: TrainConfig) -> None:
@@ -331,8 +360,8 @@ def test_the_replay_keeps_the_newest(refined_stage: MakeRestorerStage, tiny_conf
 
 def test_refined_masks_need_a_recognizer(refined_stage: MakeRestorerStage, tiny_config: TrainConfig) -> None:
     with pytest.raises(TrainingError, match="no recognizer"):
-        refined_stage(replace(tiny_config, refined=0.5), None)
-    refined_stage(tiny_config, None)
+        refined_stage(replace(tiny_config, refined=0.5), ())
+    refined_stage(tiny_config, ())
 
 
 def test_the_critic_learns_to_tell_protected_from_real(mask_stage: MakeStage, active: TrainConfig) -> None:

@@ -68,11 +68,14 @@ class PerturbationGenerator(nn.Module):
         width: channels at full size; four times as many in the middle.
         blocks: residual blocks.
         surrogates: names of the recognizers it was trained with.
+
+    Its attribute `eps` is the L2 budget it was trained for.
     """
 
     def __init__(self, width: int = 64, blocks: int = 3, surrogates: Sequence[str] = ()) -> None:
         super().__init__()
         self.width, self.blocks, self.surrogates = width, blocks, tuple(surrogates)
+        self.eps = TRAINED_EPS
 
         def instance(channels: int) -> nn.Module:
             return nn.InstanceNorm2d(channels, affine=True)
@@ -127,6 +130,7 @@ def load_generator(path: Path) -> PerturbationGenerator:
     try:
         generator = PerturbationGenerator(**state["config"])
         generator.load_state_dict(state["generator"])
+        generator.eps = float(state.get("training", {}).get("eps", TRAINED_EPS))
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path} holds a generator of AdvFaces of another version", HINT) from error
     return generator.eval().requires_grad_(False)
