@@ -231,7 +231,7 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(weights, 5.0)
-        if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
+        if not math.isfinite(float(loss.detach())) or not math.isfinite(float(norm)):
             raise TrainingError(f"{net.card.name}: the loss is no finite number after {done} steps")
         optimizer.step()
         done += 1
