@@ -157,3 +157,18 @@ def _marks(path: Path) -> set[Path | tuple[int, int]]:
     except OSError:
         pass  # not there yet
     return marks
+
+
+def make_folder(path: Path) -> None:
+    """An output folder, made unless it is there.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".emask-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from emask.bench.table import owners
+
 FEW = 100  # photos; a share of one half then has an interval of 20 points
 LOST = 0.02  # share of faces not found again
 STRANGE = 5.0  # how many times as many clean photos are taken for the target as the false accept rate says
@@ -19,9 +21,9 @@ def doubts(document: Mapping[str, Any], white_box: Collection[str]) -> list[str]
     """
     found = []
     faces = document["faces"]
-    owners = len({photo.get("person", photo["source"]) for photo in document.get("photos", [])})
-    if 0 < owners < faces:
-        found.append(f"{faces} photos are of {owners} people: photos of one person are not independent of each other")
+    people = owners(document)
+    if 0 < people < faces:
+        found.append(f"{faces} photos are of {people} people: photos of one person are not independent of each other")
     if faces < FEW:
         found.append(f"{faces} photos: the intervals are wide, these figures are not for quoting")
     for judge in document["thresholds"]:

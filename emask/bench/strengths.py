@@ -19,6 +19,7 @@ from typing import Any
 
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import UsageError, as_program
+from emask.paths import make_folder
 
 EPS = (4.0, 6.0, 9.0, 12.0, 15.0)  # PSNR of the face region of some 41 to 30 dB
 W = (0.2, 0.4, 0.6, 0.8)
@@ -185,11 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.faces < 1 or options.unseen_targets < 1:
         raise UsageError("--faces and --unseen-targets must be at least 1")
     settings = settings_of(options.eps, options.w)
-    try:  # what cannot be written is said before an hour of work
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        hint = "name another folder with -o"
-        raise UsageError(f"cannot write to {options.output}: {error.strerror or error}", hint) from None
+    make_folder(options.output)  # what cannot be written is said before an hour of work
     documents = measure(
         options.data, options.recognizers, settings, options.faces, options.unseen_targets, options.refine,
         options.seed, options.device,

@@ -82,9 +82,9 @@ def _method(settings: Mapping[str, Any]) -> str:
     return f"strength {settings['strength']} ({budget}), {settings['engine']}"
 
 
-def _owners(document: Mapping[str, Any]) -> int:
+def owners(document: Mapping[str, Any]) -> int:
     """How many people the protected photos are of: more photos than people may have been asked for."""
-    return len({photo.get("person", photo["source"]) for photo in document["photos"]})
+    return len({photo.get("person", photo["source"]) for photo in document.get("photos", [])})
 
 
 def _handling(document: Mapping[str, Any], far: str) -> list[str]:
@@ -116,7 +116,7 @@ def render(document: Mapping[str, Any]) -> str:
         s = document["settings"]
         below = f" (below {s['sources']})" if s.get("sources") else ""
         lines += [
-            f"{document['faces']} photos of {_owners(document)} people kept out of training{below}, "
+            f"{document['faces']} photos of {owners(document)} people kept out of training{below}, "
             f"JPEG quality {s['quality']} (4:2:0), {_method(s)}, seed {s['seed']}.",
             "",
         ]

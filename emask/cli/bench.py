@@ -110,6 +110,7 @@ def bench(
     prepare_process()
     with reporting("bench", as_json):
         from emask.bench.on_photos import PeerFiles
+        from emask.paths import make_folder
 
         usual = QUICK if quick else FULL
         faces = usual[0] if faces is None else faces
@@ -431,18 +432,3 @@ def fingerprint(photo: Located | None) -> str:
     import hashlib
 
     return "" if photo is None else hashlib.sha256(photo.crop.tobytes()).hexdigest()
-
-
-def make_folder(path: Path) -> None:
-    """An output folder, made unless it is there.
-
-    Raises:
-        UsageError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".emask-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None
