@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
+
+from emask.bench.drawing import as_png
 
 KINDS = {"clean": "C7", "protected": "C3", "restored": "C2"}
 PANELS = {"target": "cosine with another photo of the target", "owner": "cosine with another photo of the owner"}
@@ -63,6 +64,4 @@ def plot(cosines: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping[str
                 axes.set_ylabel(f"{judge}\n(% of the photos)", fontsize=8)
     handles = max((axes.get_legend_handles_labels() for axes in drawn.axes), key=lambda found: len(found[0]))
     drawn.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
-    picture = io.BytesIO()
-    drawn.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+    return as_png(drawn)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from emask.bench.drawing import as_png
 from emask.bench.identification import FIGURES as RANKED
 from emask.bench.table import ERASING, FIGURES, interval
 from emask.errors import UsageError, as_program
@@ -167,9 +167,7 @@ def plot(entry: Mapping[str, Any]) -> bytes | None:
         axes.grid(axis="y", alpha=0.3)
     bars = figure.axes[0].get_legend_handles_labels()
     figure.legend(*bars, loc="outside lower center", ncols=len(fars), fontsize=7)  # within a panel it would hide bars
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})  # no version, so equal figures give equal bytes
-    return picture.getvalue()
+    return as_png(figure)
 
 
 def _plain(name: str) -> str:

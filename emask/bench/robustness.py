@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emask.bench.drawing import as_png
 from emask.bench.table import mean_percent
 from emask.handling import parse
 
@@ -108,6 +108,4 @@ def plot(document: Mapping[str, Any], far: str = "0.01") -> bytes | None:
     drawn.axes[0].set_ylabel(f"% at FAR {far}; dotted: clean photos", fontsize=9)
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
-    picture = io.BytesIO()
-    drawn.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+    return as_png(drawn)

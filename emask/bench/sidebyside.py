@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
+from emask.bench.drawing import as_png
 from emask.bench.table import interval, markdown_table, mean_percent, percent
 
 FIGURES = {
@@ -100,9 +100,7 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
         axes.grid(alpha=0.3)
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside lower center", ncols=max(1, len(handles[0])), fontsize=8)
-    picture = io.BytesIO()
-    drawn.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+    return as_png(drawn)
 
 
 def _entries(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

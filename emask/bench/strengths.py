@@ -9,7 +9,6 @@ the middle eps. Writes curves.json (a document of the protocol for each), curves
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emask.bench.drawing import as_png
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import UsageError, as_program
 from emask.paths import make_folder
@@ -146,9 +146,7 @@ def plot(documents: Sequence[Mapping[str, Any]], far: str = "0.01") -> bytes | N
         axes.set_ylim(-2, 104)
         axes.grid(alpha=0.3)
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    picture = io.BytesIO()
-    drawn.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+    return as_png(drawn)
 
 
 def settings_of(budgets: Sequence[float], injections: Sequence[float]) -> list[tuple[float, float]]:
