@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emask.bench.report import read
+from emask.bench.report import damage, read
 from emask.bench.table import markdown_table
 from emask.errors import as_program
 
@@ -109,9 +109,11 @@ def between(old: Path, new: Path, most: int) -> str:
     """The comparison of two bench.json files, as `render` has it.
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: one cannot be read, or is damaged.
     """
-    return render(rows(read(old), read(new)), most)
+    documents = read(old), read(new)
+    with damage(old, new):
+        return render(rows(*documents), most)
 
 
 @as_program

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emask.bench.report import read
+from emask.bench.report import damage, read
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import as_program
 
@@ -156,13 +156,26 @@ def render(document: Mapping[str, Any] | None = None) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def beside(bench: Path | None) -> str:
+    """`render` with a bench.json, or without one.
+
+    Raises:
+        UsageError: it cannot be read, or is damaged.
+    """
+    if bench is None:
+        return render()
+    document = read(bench)
+    with damage(bench):
+        return render(document)
+
+
 @as_program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m emask.bench.paper`."""
     parser = argparse.ArgumentParser(prog="python -m emask.bench.paper", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bench", type=Path, nargs="?", help="bench.json of `emask bench -o FOLDER`")
     options = parser.parse_args(arguments)
-    print(render(None if options.bench is None else read(options.bench)), end="")
+    print(beside(options.bench), end="")
     return 0
 
 

@@ -13,7 +13,8 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: format {document['version']!r}, this version reads {FORMAT}", "use the version that wrote it"
         )
     return document
+
+
+@contextmanager
+def damage(*paths: Path) -> Iterator[None]:
+    """Says that a document is damaged where something is missing in it, or of another kind.
+
+    Raises:
+        UsageError: instead of the errors of the code that reads it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        names = " or ".join(map(str, paths))
+        raise UsageError(f"{names}: damaged ({type(error).__name__}: {error})", "run `emask bench` again") from error
 
 
 def text(value: Any) -> str:
@@ -373,11 +388,8 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
     document = read(bench)
     if output.exists() and output.samefile(bench):
         raise UsageError(f"{output} is the JSON itself", "give the page another name")
-    try:
+    with damage(bench):
         content = page(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{bench}: damaged ({problem})", "run `emask bench` again") from error
     # a JSON file may hold halves of characters, which UTF-8 cannot
     write_bytes(output, content.encode("utf-8", "replace"), force=True)
     return output

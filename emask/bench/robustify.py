@@ -27,8 +27,9 @@ from emask.bench.metrics import Photo, rate
 from emask.bench.peers.ball import Ball
 from emask.bench.recognizer import figures
 from emask.bench.table import interval, markdown_table
-from emask.errors import ImageError, ModelError, TrainingError, UsageError
+from emask.errors import ModelError, TrainingError, UsageError
 from emask.images import write_bytes
+from emask.paths import make_folder
 from emask.recognize import Card, Recognizer
 from emask.recognize.cards import FOLDER_CARDS, folder_cards
 from emask.train.data import TEST_FOLDS, Crops, load_crops, read_pairs
@@ -234,21 +235,12 @@ def check_output(output: Path, recognizers: Path) -> list[dict[str, Any]]:
         The entries of its recognizers.json, from earlier runs.
 
     Raises:
-        UsageError: it is the folder of the originals, or a file; ImageError: nothing can be written; ModelError: there
-        is a recognizers.json that cannot be read.
+        UsageError: it is the folder of the originals, or cannot be written to; ModelError: there is a recognizers.json
+        that cannot be read.
     """
     if output.exists() and output.resolve() == recognizers.resolve():
         raise UsageError(f"{output} is the folder of the originals", "name another folder with -o")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"output folder {output}: a file is in its place", "name another folder with -o") from None
-    except OSError as error:
-        raise ImageError(
-            f"cannot write into {output}: {error.strerror or error}", "name another folder with -o"
-        ) from None
+    make_folder(output)
     if not (output / FOLDER_CARDS).is_file():
         return []
     folder_cards(output)

@@ -56,10 +56,9 @@ def paper(
     ] = None,
 ) -> None:
     """Check the figures that the paper prints against each other, and put a run beside them."""
-    from emask.bench.paper import render
-    from emask.bench.report import read
+    from emask.bench.paper import beside
 
-    typer.echo(render(None if document is None else read(document)), nl=False)
+    typer.echo(beside(document), nl=False)
 
 
 @bench.command("robustify", no_args_is_help=True)

@@ -74,3 +74,13 @@ def test_what_is_no_document_is_refused(
     assert main([str(tmp_path / "good.json"), str(tmp_path / "bad.json")]) == 2
     captured = capsys.readouterr()
     assert "bad.json" in captured.err and captured.out == ""
+
+
+def test_damage_inside_is_told(document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = copy.deepcopy(document)
+    del broken["unseen"]["recognizers"]["judge"]["impersonation_other"]["0.01"]["high"]
+    for name, content in (("good", document), ("bad", broken)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    assert main([str(tmp_path / "good.json"), str(tmp_path / "bad.json")]) == 2
+    error = capsys.readouterr().err
+    assert "bad.json: damaged (KeyError" in error and error.count("\n") == 1

@@ -70,3 +70,6 @@ def test_ours_stands_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert paper.main([]) == 0
     assert "| CelebA-HQ, untouched | 87.7 | 94.3 |  |  |  |" in capsys.readouterr().out
     assert paper.main([str(tmp_path / "none.json")]) == 2
+    path.write_text(json.dumps(document | {"unseen": {"recognizers": 3}}))
+    capsys.readouterr()
+    assert paper.main([str(path)]) == 2 and "damaged (" in capsys.readouterr().err
