@@ -1,10 +1,13 @@
 """What refining is worth, and by which settings: masks of the generator alone, and refined ones.
 
-    python -m emask.bench.refining --data DIR --recognizers DIR [--judge NAME ...] [--faces 56] [--steps 20 40]
+    python -m emask.bench.refining --data DIR --recognizers DIR [--judge NAME ...] [--trial steps=12,owner=0.5] ...
 
 Crop protocol, for choosing settings without a look at the people of the benchmark: aligned crops of the people that
 `Validation` keeps out of training, each through a JPEG file; the first of them are the targets. What the restorer gets
-is moved as by another detection. Prints one Markdown table.
+is moved as by another detection. Prints one Markdown table, a row a trial: fields of
+`emask.engine.refine.Refinement`, and eps; the rest is as it ships. With `--through` masks are refined through
+recognizers of the folder instead of the refiner, which tells how far one could come; `refiner=1000` then leaves the
+shipped recognizer next to no say.
 """
 
 from __future__ import annotations
@@ -13,25 +16,26 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from platformdirs import user_cache_path
+from torch import nn
 
 from emask import weights
 from emask.bench.metrics import accepted, psnr, rejected
 from emask.bench.table import markdown_table
 from emask.engine import Engine, inner_square, open_engine, to_network
 from emask.engine.refine import Refinement, RefiningEngine
-from emask.errors import TrainingError, as_program
+from emask.errors import TrainingError, UsageError, as_program
 from emask.recognize import Recognizer, load_folder, rate_key
 from emask.train.config import TrainConfig
 from emask.train.data import Crops, load_crops
 from emask.train.draws import Draws
 from emask.train.noise import Redetection
+from emask.train.prepare import open_surrogates
 from emask.train.validation import FAR, choose_people, through_jpeg
 from emask.train.watch import to_pixels
 
@@ -124,47 +128,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--judge", nargs="+", default=None, help="names of recognizers that judge [default: all]")
     parser.add_argument("--faces", type=int, default=56)
     parser.add_argument("--targets", type=int, default=8)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20], help="gradient steps, several for more lines")
-    parser.add_argument("--eps", type=float, nargs="+", default=None, help="budgets [default: strength medium's]")
-    parser.add_argument("--pixels", type=float, nargs="+", default=None, help="weights of the restorer's error")
-    parser.add_argument("--owner", type=float, default=Refinement().owner, help="weight of leaving the owner")
-    parser.add_argument("--owner-margin", type=float, default=Refinement().owner_margin, help="content cosine")
-    parser.add_argument("--reach", type=float, default=Refinement().reach, help="cosine content with the target")
-    parser.add_argument("--away", type=float, nargs="+", default=[Refinement().away], help="weights of its likeness")
+    parser.add_argument("--trial", action="append", default=None, metavar="NAME=VALUE,...", help="one row; repeatable")
     parser.add_argument("--refiner", type=Path, default=None, help="its model file [default: the shipped one, if any]")
-    parser.add_argument("--refiner-weight", type=float, nargs="+", default=[Refinement().refiner], help="0: without it")
+    parser.add_argument("--through", nargs="+", metavar="NAME", help="recognizers of the folder instead of a refiner")
     options = parser.parse_args(arguments)
     print("\n".join(_table(options)))
     return 0
 
 
+class Joined(nn.Module):
+    """Several recognizers as one: their unit embeddings side by side, as one unit vector."""
+
+    def __init__(self, recognizers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.recognizers = nn.ModuleList(recognizers)
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        embeddings = [recognizer(crops) for recognizer in self.recognizers]
+        return torch.cat(embeddings, 1) / len(embeddings) ** 0.5
+
+
+def parse_trial(text: str) -> tuple[Refinement, float]:
+    """Settings and eps of "NAME=VALUE,...".
+
+    Raises:
+        UsageError: a name that is none of them, or a value that is no number.
+    """
+    usual = asdict(Refinement()) | {"eps": weights.strength("medium")[1]}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in usual:
+            raise UsageError(f"no setting named {name!r} in {text!r}", f"there are: {', '.join(usual)}")
+        try:
+            usual[name] = type(usual[name])(value)
+        except ValueError:
+            raise UsageError(f"{value!r} is no value of {name}", "write it as steps=12,owner=0.5") from None
+    eps = usual.pop("eps")
+    return Refinement(**usual), eps
+
+
 def _table(options: argparse.Namespace) -> list[str]:
+    trials = {text: parse_trial(text) for text in options.trial or [""]}
     generator, restorer, recognizer = (weights.shipped_path(kind) for kind in weights.KINDS)
     plain = open_engine(generator, restorer, recognizer, device="cpu")
     judges = load_folder(options.recognizers, options.judge, "cpu")
+    refiner: Path | nn.Module | None = options.refiner or weights.refiner_path()
+    if options.through:
+        refiner = Joined(open_surrogates(options.recognizers, options.through, least=1))
     crops = load_crops(options.data, user_cache_path("emask") / "training")
-    refiner = options.refiner or weights.refiner_path()
 
     def engine(settings: Refinement) -> RefiningEngine:
         return RefiningEngine(plain, recognizer, restorer, "cpu", settings, refiner=refiner)
 
     unrefined = engine(Refinement(steps=0))
     trial = draw(crops, unrefined, judges, options.faces, options.targets)
-    usual = replace(Refinement(), owner=options.owner, owner_margin=options.owner_margin, reach=options.reach)
-    budgets = options.eps or [weights.strength("medium")[1]]
     rows = []
-    for eps in budgets:
-        rows.append(["the generator alone", f"{eps:g}", "0", "", "", "", *measure(trial, unrefined, plain, eps)])
-        shares = options.refiner_weight if refiner is not None else [0.0]
-        for steps, pixels, away, share in product(
-            options.steps, options.pixels or [usual.pixels], options.away, shares
-        ):
-            settings = replace(usual, steps=steps, pixels=pixels, away=away, refiner=share)
-            chosen = [f"{value:g}" for value in (eps, steps, pixels, away, share)]
-            rows.append(["refined", *chosen, *measure(trial, engine(settings), plain, eps)])
-            print(f"budget {eps:g}, {steps} steps, pixels {pixels:g}, away {away:g}, refiner {share:g}: done",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    head = ["masks", "eps", "steps", "pixels", "away", "refiner", "s a face", "PSNR (dB)", "restored (dB)"]
+    for eps in dict.fromkeys(eps for _, eps in trials.values()):
+        rows.append(["the generator alone", f"{eps:g}", *measure(trial, unrefined, plain, eps)])
+    for text, (settings, eps) in trials.items():
+        rows.append([text or "as it ships", f"{eps:g}", *measure(trial, engine(settings), plain, eps)])
+        print(f"{text or 'as it ships'}: done", file=sys.stderr, flush=True)
+    head = ["masks", "eps", "s a face", "PSNR (dB)", "restored (dB)"]
     for judge in judges:
         head += [f"{judge.name}: {figure}" for figure in ("ASR", "dodging", "re-verified", "erased")]
     what = f"{len(trial.crops)} faces, {options.targets} targets by another photo"
