@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emask import weights
-from emask.engine import Engine, inner_square, open_engine, refined, to_grey_levels, to_network
+from emask.engine import Engine, inner_square, masking_engine, to_grey_levels, to_network
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
@@ -85,12 +85,8 @@ def main() -> None:
     parser.add_argument("--target", help="a built-in target; the default one if left out")
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the protected photos")
     arguments = parser.parse_args()
-    restorer, recognizer = weights.shipped_path("restorer"), weights.shipped_path("recognizer")
     steps = weights.refinement(arguments.strength) if arguments.refine is None else arguments.refine
-    engine = refined(
-        open_engine(weights.shipped_path("generator"), restorer, recognizer), steps, recognizer, restorer,
-        refiner=weights.refiner_path(),
-    )  # fmt: skip
+    engine = masking_engine(steps)
     detector = Detector()
     portrait = target_crop(load_photo(weights.find_target(arguments.target)), detector)
     target = engine.embed_target(inner_square(to_network(portrait)))[0]

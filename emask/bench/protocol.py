@@ -354,58 +354,39 @@ def score_erasing(
     return result
 
 
-def run(
-    method: Method,
+@dataclass(frozen=True)
+class Ground:
+    """What is the same for every method and every mask: the judges' thresholds, and what they say of clean photos.
+
+    Attributes:
+        thresholds: by judge and false accept rate; accept: the true accept rates there.
+        fixed: by judge, (N, D) embeddings of the sources: "clean" as read from their files, "original", and "other",
+            the owners' other photos, None where they are not known.
+        calibration: by judge, (M, D) embeddings of the calibration crops.
+        clean_files: the sources through JPEG; clean_found: their faces, detected afresh.
+    """
+
+    thresholds: dict[str, dict[str, float]]
+    accept: dict[str, dict[str, float]]
+    fixed: dict[str, dict[str, Any]]
+    calibration: dict[str, np.ndarray]
+    clean_files: list[np.ndarray]
+    clean_found: list[Located | None]
+
+
+def survey(
     selection: Selection,
-    builtin: Sequence[Target],
     recognizers: Sequence[Recognizer],
     folder: Path,
     detector: Detector,
     quality: int = 90,
-    default_target: str | None = None,
     fars: Sequence[float] = FARS,
-    handlings: Sequence[Handling] = (),
     progress: Progress | None = None,
-    similarities: dict[str, np.ndarray] | None = None,
-    parts: Parts | None = None,
-) -> dict[str, Any]:
-    """Measure one method.
-
-    Args:
-        method: what is measured.
-        selection: sources, unseen targets, calibration crops.
-        builtin: targets that every source is protected with.
-        recognizers: the judges; none of them may have been used in training.
-        folder: where the JPEG files go; they are left there.
-        detector: finds the faces in the saved files.
-        quality: JPEG quality.
-        default_target: the built-in target that erasing is measured for; the first one by default.
-        fars: false accept rates.
-        handlings: what happens to the files of unseen targets (of the default one where there are none) before they
-            are read: each is measured by itself.
-        progress: called with (what, done, all).
-        similarities: gets the cosines behind the rates, (N,) float32 with nan for lost faces, as
-            "TARGET/RECOGNIZER/PHOTO-AGAINST": clean, protected and restored photos against the target's photo given and
-            another one (given, target) and against the owner's same and another one (same, owner).
-        parts: where the figures of each target are kept as they are done, and taken from if they are there.
-
-    Returns:
-        A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
-        "handling", "identification", "summary".
-
-    Raises:
-        UsageError: when there are too few pairs of different people to calibrate on.
-    """
+) -> Ground:
+    """Calibrate the judges and have them look at the clean photos; arguments and errors as for `run`."""
     sources = selection.sources
     originals = [s.photo for s in sources]
-    units = to_network(np.stack([p.crop for p in originals]))
-    target_embedding = {
-        t.name: method.embed(inner_square(to_network(t.given.crop[None])))[0] for t in [*builtin, *selection.unseen]
-    }
-    default_target = default_target or (builtin[0].name if builtin else None)
-    handled = UNSEEN if selection.unseen else default_target
-    pairs = all(s.other is not None for s in sources)  # or else nothing is said about other photos of the owners
-
+    pairs = all(s.other is not None for s in sources)
     thresholds: dict[str, dict[str, float]] = {}
     accept: dict[str, dict[str, float]] = {}
     fixed: dict[str, dict[str, Any]] = {}
@@ -430,6 +411,66 @@ def run(
             "other": embed_located(recognizer, [s.other for s in sources]) if pairs else None,
         }
         calibration[recognizer.name] = embeddings
+    return Ground(thresholds, accept, fixed, calibration, clean_files, clean_found)
+
+
+def run(
+    method: Method,
+    selection: Selection,
+    builtin: Sequence[Target],
+    recognizers: Sequence[Recognizer],
+    folder: Path,
+    detector: Detector,
+    quality: int = 90,
+    default_target: str | None = None,
+    fars: Sequence[float] = FARS,
+    handlings: Sequence[Handling] = (),
+    progress: Progress | None = None,
+    similarities: dict[str, np.ndarray] | None = None,
+    parts: Parts | None = None,
+    ground: Ground | None = None,
+) -> dict[str, Any]:
+    """Measure one method.
+
+    Args:
+        method: what is measured.
+        selection: sources, unseen targets, calibration crops.
+        builtin: targets that every source is protected with.
+        recognizers: the judges; none of them may have been used in training.
+        folder: where the JPEG files go; they are left there.
+        detector: finds the faces in the saved files.
+        quality: JPEG quality.
+        default_target: the built-in target that erasing is measured for; the first one by default.
+        fars: false accept rates.
+        handlings: what happens to the files of unseen targets (of the default one where there are none) before they
+            are read: each is measured by itself.
+        progress: called with (what, done, all).
+        similarities: gets the cosines behind the rates, (N,) float32 with nan for lost faces, as
+            "TARGET/RECOGNIZER/PHOTO-AGAINST": clean, protected and restored photos against the target's photo given and
+            another one (given, target) and against the owner's same and another one (same, owner).
+        parts: where the figures of each target are kept as they are done, and taken from if they are there.
+        ground: by `survey` of the same selection, judges, quality and rates; None makes it.
+
+    Returns:
+        A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
+        "handling", "identification", "summary".
+
+    Raises:
+        UsageError: when there are too few pairs of different people to calibrate on.
+    """
+    sources = selection.sources
+    originals = [s.photo for s in sources]
+    units = to_network(np.stack([p.crop for p in originals]))
+    target_embedding = {
+        t.name: method.embed(inner_square(to_network(t.given.crop[None])))[0] for t in [*builtin, *selection.unseen]
+    }
+    default_target = default_target or (builtin[0].name if builtin else None)
+    handled = UNSEEN if selection.unseen else default_target
+    pairs = all(s.other is not None for s in sources)  # or else nothing is said about other photos of the owners
+
+    ground = ground or survey(selection, recognizers, folder, detector, quality, fars, progress)
+    thresholds, accept, fixed, calibration = ground.thresholds, ground.accept, ground.fixed, ground.calibration
+    clean_files, clean_found = ground.clean_files, ground.clean_found
 
     def against(recognizer: Recognizer, photos: Sequence[Located]) -> np.ndarray:
         """(N, D) of the target of each source; one embedding for each distinct photo."""

@@ -3,7 +3,8 @@
     python -m emask.bench.strengths --data DIR --recognizers DIR [--eps 5 7 9 11] [--w 0.2 0.4] -o FOLDER
 
 The paper's Fig. 5, by the photo protocol (`emask.bench.protocol`) on unseen targets: each eps at w = 0, then each w at
-the middle eps. Writes curves.json (a document of the protocol for each), curves.md and curves.png.
+the middle eps. Writes curves.json (a document of the protocol for each), curves.md and curves.png after every setting;
+the same command again goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,25 @@ FIGURES = {
 
 def measure(
     data: Path, recognizers: Path, settings: Sequence[tuple[float, float]], faces: int, unseen_targets: int,
-    refine: int | None, seed: int, device: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """A document of the photo protocol for each (w, eps), with these two as its "settings".
+    refine: int | None, seed: int, device: str, kept: Path | None = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A document of the photo protocol for each (w, eps) in turn, with these two as its "settings".
 
     Args:
         data, recognizers: as for `emask bench`; those of fold B judge.
         refine: gradient steps; None takes those of strength medium.
         device: "auto", "cpu" or "cuda".
+        kept: folder where what is done is kept, and taken from; None does without.
     """
+    import hashlib
+
     import numpy as np
 
     from emask import weights
     from emask.bench import protocol
-    from emask.engine import open_engine, refined
+    from emask.bench.resume import KeptParts
+    from emask.engine import masking_engine
+    from emask.engine.refine import Refinement
     from emask.face.detect import Detector
     from emask.recognize import load_folder
     from emask.recognize.cards import folder_cards
@@ -56,22 +62,31 @@ def measure(
         raise UsageError(f"no recognizer of fold B in {recognizers}", "name a folder whose cards have folds")
     judges = load_folder(recognizers, names, device)
     steps = weights.refinement("medium") if refine is None else refine
-    generator, restorer, recognizer = (weights.shipped_path(kind) for kind in weights.KINDS)
-    engine = open_engine(generator, restorer, recognizer, device)  # type: ignore[arg-type]
-    engine = refined(engine, steps, recognizer, restorer, device, weights.refiner_path())  # type: ignore[arg-type]
+    engine = masking_engine(steps, device)  # type: ignore[arg-type]
     detector = Detector(device=device)  # type: ignore[arg-type]
     selection = protocol.select(data, faces, unseen_targets, seed, detector)
-    documents = []
-    for w, eps in settings:
-        method = protocol.Method(
-            lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
-            engine.erase, engine.embed_target,
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
-            result = protocol.run(method, selection, [], judges, Path(folder), detector)
-        documents.append({"settings": {"w": w, "eps": eps, "refine": steps, "seed": seed}, **result})
-        print(f"w {w:g}, eps {eps:g}: done", file=sys.stderr, flush=True)
-    return documents
+    files = [judge.card.file for judge in judges] + [weights.shipped_path(kind) for kind in weights.KINDS]
+    refiner = weights.refiner_path()
+    files += [] if refiner is None else [refiner]
+    photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
+        ground = protocol.survey(selection, judges, Path(folder), detector)
+        for w, eps in settings:
+            chosen = {"w": w, "eps": eps, "refine": steps, "seed": seed}
+            run = {
+                "settings": chosen, "refining": repr(Refinement(steps=steps)), "photos": photos, "faces": faces,
+                "unseen_targets": unseen_targets, "files": [weights.sha256(path) for path in files],
+            }  # fmt: skip
+            method = protocol.Method(
+                lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
+                engine.erase, engine.embed_target,
+            )  # fmt: skip
+            parts = None if kept is None else KeptParts(kept, run)
+            result = protocol.run(
+                method, selection, [], judges, Path(folder) / f"{w:g}-{eps:g}", detector, parts=parts, ground=ground
+            )
+            yield {"settings": chosen, **result}
+            print(f"w {w:g}, eps {eps:g}: done", file=sys.stderr, flush=True)
 
 
 def _values(document: Mapping[str, Any], far: str) -> dict[str, tuple[float, float]]:
@@ -185,16 +200,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError("--faces and --unseen-targets must be at least 1")
     settings = settings_of(options.eps, options.w)
     make_folder(options.output)  # what cannot be written is said before an hour of work
-    documents = measure(
+    documents: list[dict[str, Any]] = []
+    for document in measure(
         options.data, options.recognizers, settings, options.faces, options.unseen_targets, options.refine,
-        options.seed, options.device,
-    )  # fmt: skip
-    (options.output / "curves.json").write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
-    text = render(documents)
-    (options.output / "curves.md").write_text(text, encoding="utf-8")
-    picture = plot(documents)
-    if picture is not None:
-        (options.output / "curves.png").write_bytes(picture)
+        options.seed, options.device, options.output / ".parts",
+    ):  # fmt: skip
+        documents.append(document)
+        text = render(documents)
+        (options.output / "curves.json").write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
+        (options.output / "curves.md").write_text(text, encoding="utf-8")
+        picture = plot(documents)
+        if picture is not None:
+            (options.output / "curves.png").write_bytes(picture)
     print(text)
     return 0
 

@@ -299,6 +299,10 @@ class Bench:
                 self.data, self.faces, self.unseen_targets, self.seed, detector, progress, self.sources
             )
             photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
+            with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
+                ground = protocol.survey(
+                    selection, judges, Path(folder), detector, self.quality, progress=progress
+                )
             for name, (measured, settings, files) in zip(methods, ready, strict=True):
                 prefix = f"{name}: " if len(methods) > 1 else ""
                 watched, cost = timed(measured)
@@ -334,6 +338,7 @@ class Bench:
                         progress=lambda what, done, total, prefix=prefix: progress(prefix + what, done, total),  # type: ignore[misc]
                         similarities=similarities,
                         parts=parts,
+                        ground=ground,
                     )
                 document = {
                     "version": 1,
@@ -371,7 +376,7 @@ class Bench:
         from emask.bench.on_photos import PEER_NAMES
         from emask.bench.peers.advfaces import AdvFaces
         from emask.bench.protocol import Method
-        from emask.engine import open_engine, refined
+        from emask.engine import masking_engine
         from emask.engine.refine import Refinement
 
         if name in PEER_NAMES:
@@ -388,11 +393,8 @@ class Bench:
         eps = eps if self.eps is None else self.eps
         steps = weights.refinement(self.strength) if self.refine is None else self.refine
         files = self._files()
-        engine = open_engine(**files, device=self.device)  # type: ignore[arg-type]
+        engine = masking_engine(steps, self.device, self.generator, self.key)  # type: ignore[arg-type]
         refiner = weights.refiner_path()
-        engine = refined(
-            engine, steps, files["recognizer"], files["restorer"], self.device, refiner,  # type: ignore[arg-type]
-        )  # fmt: skip
         if steps and refiner is not None:
             files = {**files, weights.REFINER: refiner}
         measured = Method(

@@ -88,7 +88,7 @@ def protect(
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
         from emask.pipeline.protect import choose_faces, target_crop
-        from emask.weights import find_target, refinement, refiner_path, shipped_path, thresholds
+        from emask.weights import find_target, refinement, thresholds
         from emask.weights import strength as figures
 
         choose_faces((), faces)
@@ -106,19 +106,13 @@ def protect(
         w, eps = figures(strength.value)
         steps = refinement(strength.value) if refine is None else refine
 
-        from emask.engine import ShippedRecognizer, inner_square, open_engine, refined, to_network
+        from emask.engine import ShippedRecognizer, inner_square, masking_engine, to_network
         from emask.images import load_photo
 
         target_photo = load_photo(named)
         if peer:
             steps = 0
-        engine = open_engine(
-            generator=shipped_path("generator"), recognizer=shipped_path("recognizer"), device=device.value
-        )
-        if steps:
-            engine = refined(
-                engine, steps, shipped_path("recognizer"), shipped_path("restorer"), device.value, refiner_path()
-            )
+        engine = masking_engine(steps, device.value, erase=False)
 
         from emask.face.detect import Detector
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +61,16 @@ class Engine(Protocol):
     def embed_target(self, crops: np.ndarray) -> np.ndarray:
         """What `protect` takes as its target, (N, D'), of inner crops, (N, 3, 112, 112)."""
         ...
+
+
+def mirror_mean(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray) -> np.ndarray:
+    """Unit means of the embeddings of (N, 3, S, S) crops and of their mirror images, (N, D) float32.
+
+    Args:
+        embed: (N, 3, S, S) to unit (N, D).
+    """
+    mean = embed(crops) + embed(np.ascontiguousarray(crops[..., ::-1]))
+    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 class GraphEngine(ABC):
@@ -123,8 +134,11 @@ class GraphEngine(ABC):
         return self._run("recognizer", {"crop": crops})
 
     def embed_target(self, crops: np.ndarray) -> np.ndarray:
-        """The recognizer's embeddings; see `embed`."""
-        return self.embed(crops)
+        """The recognizer's embeddings, each the mean over the crop and its mirror image; see `embed`.
+
+        One photo is to stand for a person: mirrored, it is another one.
+        """
+        return mirror_mean(self.embed, crops)
 
     def _run(self, kind: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if kind not in self.files:
@@ -248,3 +262,27 @@ def refined(
     from emask.engine.refine import Refinement, RefiningEngine
 
     return RefiningEngine(engine, recognizer, restorer, device, Refinement(steps=steps), refiner=refiner)
+
+
+def masking_engine(
+    steps: int, device: Device = "auto", generator: Path | None = None, restorer: Path | None = None, erase: bool = True
+) -> Engine:
+    """What ships, put together to make masks: the generator's, refined through recognizer, refiner and restorer.
+
+    Args:
+        steps: gradient steps of refining; 0 for the generator's masks.
+        device: "auto" takes CUDA where there is one.
+        generator, restorer: other files in place of those that ship.
+        erase: whether the engine can erase as well.
+
+    Raises:
+        ModelError: a file is missing, damaged, no emask model or of another kind.
+        EmaskError: CUDA was asked for and does not load.
+    """
+    from emask.weights import refiner_path, shipped_path
+
+    recognizer = shipped_path("recognizer")
+    # without steps and without erasing nothing asks for a restorer, and a missing one does no harm
+    key = (restorer or shipped_path("restorer")) if erase or steps else None
+    engine = open_engine(generator or shipped_path("generator"), key if erase else None, recognizer, device)
+    return refined(engine, steps, recognizer, key, device, refiner_path())

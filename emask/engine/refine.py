@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from emask.engine import Device, Engine
+from emask.engine import Device, Engine, mirror_mean
 from emask.engine.torch import convert
 from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
@@ -40,12 +40,14 @@ class Refinement:
         roughness: weight of unevenness where the photo is smooth.
         pixels, identity: weights of what the restorer leaves behind, and of how far its faces are from their owners.
         away, away_margin: weight of its faces' likeness to the target, and the cosine under which that is content.
+        every: identity and away are asked in each so-many-th step, with so many times their weight: they move slowly
+            and cost a pass through the recognizers.
         noise: standard deviation of the noise on what the recognizers see, [-1, 1] units.
         refiner: the refiner's weight beside the recognizer's 1, in all that asks who somebody looks like.
     """
 
-    steps: int = 20
-    lr: float = 0.01
+    steps: int = 16
+    lr: float = 0.0125
     reach: float = 1.0
     owner: float = 0.6
     owner_margin: float = -1.0
@@ -54,6 +56,7 @@ class Refinement:
     identity: float = 0.3
     away: float = 0.3
     away_margin: float = 0.1
+    every: int = 2
     noise: float = 0.03
     refiner: float = 1.0
 
@@ -78,7 +81,7 @@ class RefiningEngine:
         recognizer: model file of the recognizer that the generator is conditioned by.
         restorer: model file; None where there is none, and then nothing holds the mask to being erasable.
         device: "auto" takes CUDA where there is one.
-        refiner: model file of another recognizer, or None.
+        refiner: model file of another recognizer, or a module that maps inner squares to unit embeddings, or None.
 
     Raises:
         ModelError: a file that cannot be converted.
@@ -92,15 +95,17 @@ class RefiningEngine:
         device: Device = "auto",
         refinement: Refinement | None = None,
         batch_size: int = 16,
-        refiner: Path | None = None,
+        refiner: Path | nn.Module | None = None,
     ) -> None:
         self.engine = engine
         self.name = engine.name
         self.refinement = refinement or Refinement()
         self.batch_size = batch_size
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        files = [recognizer] if refiner is None else [recognizer, refiner]
-        self._recognizers = [fold(convert(file, self._device, WITHOUT)[0]) for file in files]
+        named = [recognizer] if refiner is None else [recognizer, refiner]
+        self._recognizers = [
+            it if isinstance(it, nn.Module) else fold(convert(it, self._device, WITHOUT)[0]) for it in named
+        ]
         # how many of the target's numbers are the refiner's
         blank = torch.zeros(1, 3, INNER, INNER, device=self._device)
         with torch.no_grad(), _quiet():
@@ -144,13 +149,14 @@ class RefiningEngine:
         return self.engine.embed(crops)
 
     def embed_target(self, crops: np.ndarray) -> np.ndarray:
-        """The recognizer's embeddings of inner crops, and beside them the refiner's, each of unit length."""
+        """The recognizer's embeddings of inner crops, and beside them the refiner's; see `Engine.embed_target`."""
         own = self.engine.embed_target(crops)
-        if not self._others:
-            return own
+        return np.concatenate([own, mirror_mean(self._other, crops)], axis=1) if self._others else own
+
+    def _other(self, crops: np.ndarray) -> np.ndarray:
         with torch.no_grad(), _quiet():
-            other = self._recognizers[1](torch.from_numpy(np.asarray(crops, np.float32)).to(self._device))
-        return np.concatenate([own, other.cpu().numpy()], axis=1)
+            found = self._recognizers[1](torch.from_numpy(np.asarray(crops, np.float32)).to(self._device))
+        return np.asarray(found.cpu().numpy())
 
     def _embed(self, crop: Tensor) -> Tensor:
         square = crop[:, :, SQUARE, SQUARE]
@@ -223,7 +229,7 @@ def refine(
     first = start.mean(1, keepdim=True) / window.clamp(min=0.05)
     mask = first.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([mask], lr=settings.lr)
-    for _ in range(settings.steps):
+    for step in range(1, settings.steps + 1):
         protected = crop + masked(mask)
         (seen,) = again([protected], 2.0, "bilinear")
         noise = torch.randn(1, *crop.shape[1:], generator=generator).to(crop)
@@ -236,10 +242,10 @@ def refine(
             found = found.clamp(-1, 1)
             restored = found + restore(found)
             loss = loss + settings.pixels * losses.pixels(restored, wanted)
-            if settings.identity or settings.away:  # a pass through the recognizer
+            if (settings.identity or settings.away) and step % settings.every == 0:
                 face = embed(restored)
-                loss = loss + settings.identity * losses.identity(face, owner)
-                loss = loss + settings.away * losses.away(face, target, settings.away_margin)
+                loss = loss + settings.every * settings.identity * losses.identity(face, owner)
+                loss = loss + settings.every * settings.away * losses.away(face, target, settings.away_margin)
         # the terms are means over the faces; their sum leaves each face its own gradient
         (mask.grad,) = torch.autograd.grad(count * loss, [mask])
         optimizer.step()

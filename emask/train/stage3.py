@@ -22,7 +22,7 @@ SPREAD = (0.7, 1.5)
 
 
 class Replay:
-    """The newest refined masks. Making one costs as much as some twenty steps of training on it.
+    """The newest refined masks. Making one costs as much as dozens of steps of training on it.
 
     Args:
         capacity: how many to keep.

@@ -128,3 +128,17 @@ def test_grey_levels_and_network_units() -> None:
     x = to_network(levels)
     assert x.shape == (1, 3, 16, 16) and x.min() == -1 and x.max() == 1
     np.testing.assert_allclose(to_grey_levels(x + 1), levels, atol=1e-4)
+
+
+def test_a_target_is_the_same_person_mirrored(models: Path) -> None:
+    """The twin: merely embedded, a face and its mirror image are two."""
+    engine = open_engine(recognizer=models / "recognizer.onnx", device="cpu")
+    shown = crops(2, 112)
+    mirrored = np.ascontiguousarray(shown[..., ::-1])
+    one, other = engine.embed_target(shown), engine.embed_target(mirrored)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
+    assert np.abs(engine.embed(shown) - engine.embed(mirrored)).max() > 0.01
+    first, second = engine.embed(shown), engine.embed(mirrored)
+    # as near to the one as to the other
+    np.testing.assert_allclose((one * first).sum(1), (one * second).sum(1), atol=1e-5)

@@ -108,6 +108,25 @@ def test_the_restorer_keeps_masks_erasable(
     assert left(True) < 0.95 * left(False)
 
 
+def test_terms_asked_now_and_then_weigh_as_much(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray
+) -> None:
+    """Restored faces keep away from the target about as far, asked in each second step or in each.
+
+    The twin: without the terms they do not.
+    """
+    free = {"steps": 12, "owner": 0.0, "roughness": 0.0, "pixels": 0.0, "away_margin": -1.0}
+
+    def restored(**settings: float) -> np.ndarray:
+        engine = refining(plain, models, **free, **settings)
+        protected = crops + engine.protect(crops, target, w=0.0, eps=EPS)
+        return cosine(plain, (protected + engine.erase(protected)).astype(np.float32), target)
+
+    without = restored(identity=0.0, away=0.0)
+    each, second = (without - restored(identity=2.0, away=2.0, every=every) for every in (1, 2))
+    assert (each > 0.01).all() and (second > 0.5 * each).all()
+
+
 def test_refined_hands_the_rest_on(plain: Engine, models: Path, crops: np.ndarray) -> None:
     assert refined(plain, 0, models / "recognizer.onnx", None, "cpu") is plain
     engine = refined(plain, 2, models / "recognizer.onnx", None, "cpu")
