@@ -1,4 +1,4 @@
-"""A matplotlib figure as the bytes of a PNG."""
+"""A matplotlib figure as the bytes of a PNG, and names that it can draw."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+NAME = 24  # characters, most of a name in a plot
+
+
 def as_png(figure: Figure) -> bytes:
     """The figure as PNG; no version of matplotlib in it, so that equal figures give equal bytes."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib can draw it: short, in one line, and not taken for a formula."""
+    short = name if len(name) <= NAME else name[: NAME - 1] + "…"
+    return "".join(c if c.isprintable() else "?" for c in short).replace("$", r"\$")

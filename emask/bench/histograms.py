@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from emask.bench.drawing import as_png
+from emask.bench.drawing import as_png, plain
 
 KINDS = {"clean": "C7", "protected": "C3", "restored": "C2"}
 PANELS = {"target": "cosine with another photo of the target", "owner": "cosine with another photo of the owner"}
@@ -61,7 +61,7 @@ def plot(cosines: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping[str
             if row == 0:
                 axes.set_title(title, fontsize=9)
             if column == 0:
-                axes.set_ylabel(f"{judge}\n(% of the photos)", fontsize=8)
+                axes.set_ylabel(f"{plain(judge)}\n(% of the photos)", fontsize=8)
     handles = max((axes.get_legend_handles_labels() for axes in drawn.axes), key=lambda found: len(found[0]))
     drawn.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     return as_png(drawn)

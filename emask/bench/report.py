@@ -18,14 +18,19 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from emask.bench.drawing import as_png
+import numpy as np
+
+from emask.bench import histograms, robustness, sidebyside
+from emask.bench.drawing import as_png, plain
 from emask.bench.identification import FIGURES as RANKED
 from emask.bench.table import ERASING, FIGURES, interval
 from emask.errors import UsageError, as_program
 from emask.images import write_bytes
 
 FORMAT = 1
+HINT = "name the bench.json that `emask bench -o FOLDER` writes"
 # What a document of `emask.bench.protocol.run` has; without one of these it is something else.
 REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targets", "erasing", "summary")
 # What has a place of its own on the page; the rest is printed as it is, so that nothing is left out.
@@ -54,34 +59,41 @@ img { max-width: 100%; }
 """
 # Forbids the browser to load anything, should an escape ever be forgotten.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-NAME = 24  # characters, most of a name in a plot
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The document in a file.
+    """The document in a file, of one method.
 
     Raises:
         UsageError: when it cannot be read, or is no JSON of `emask bench` in the format of this version.
     """
-    hint = "name the bench.json that `emask bench -o FOLDER` writes"
+    document = _load(path)
+    if "methods" in document:
+        raise UsageError(f"{path} is of several methods", "name the bench.json in the folder of one of them, beside it")
+    _check(document, path)
+    return document
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})", hint) from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})", HINT) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: no JSON file ({error})", hint) from None
+        raise UsageError(f"{path}: no JSON file ({error})", HINT) from None
     if not isinstance(document, dict):
-        raise UsageError(f"{path}: no benchmark's JSON", hint)
-    if "methods" in document:
-        raise UsageError(f"{path} is of several methods", "name the bench.json in the folder of one of them, beside it")
+        raise UsageError(f"{path}: no benchmark's JSON", HINT)
+    return document
+
+
+def _check(document: Any, path: Path) -> None:
     missing = [key for key in REQUIRED if key not in document]
     if missing:
-        raise UsageError(f"{path}: no benchmark's JSON, it has no {missing[0]!r}", hint)
+        raise UsageError(f"{path}: no benchmark's JSON, it has no {missing[0]!r}", HINT)
     if document.get("version", FORMAT) != FORMAT:
         raise UsageError(
             f"{path}: format {document['version']!r}, this version reads {FORMAT}", "use the version that wrote it"
         )
-    return document
 
 
 @contextmanager
@@ -170,12 +182,12 @@ def plot(entry: Mapping[str, Any]) -> bytes | None:
                 yerr=[[100 * max(0.0, rate["value"] - rate["low"]) for rate in known],
                       [100 * max(0.0, rate["high"] - rate["value"]) for rate in known]],
                 capsize=2,
-                label=_plain(f"FAR {far}"),
+                label=plain(f"FAR {far}"),
             )  # fmt: skip
             for x, rate in zip(at, clean, strict=True):
                 if rate["value"] is not None:
                     axes.hlines(100 * rate["value"], x - width / 2, x + width / 2, colors="black", linewidth=2)
-        axes.set_xticks(range(len(recognizers)), [_plain(judge) for judge in recognizers], fontsize=7, rotation=20)
+        axes.set_xticks(range(len(recognizers)), [plain(judge) for judge in recognizers], fontsize=7, rotation=20)
         axes.set_title(FIGURES[name].replace(", ", ",\n"), fontsize=8)
         axes.set_ylim(0, 105)
         axes.tick_params(axis="y", labelsize=7)
@@ -185,19 +197,12 @@ def plot(entry: Mapping[str, Any]) -> bytes | None:
     return as_png(figure)
 
 
-def _plain(name: str) -> str:
-    """A name as matplotlib can draw it: short, in one line, and not taken for a formula."""
-    short = name if len(name) <= NAME else name[: NAME - 1] + "…"
-    return "".join(c if c.isprintable() else "?" for c in short).replace("$", r"\$")
-
-
-def _picture(entry: Mapping[str, Any], title: str) -> str:
-    png = plot(entry)
+def _picture(png: bytes | None, note: str) -> str:
+    """An image within the page; None says that it could not be drawn."""
     if png is None:
         return element("p", "No plot: matplotlib is not installed where this page was made.")
     if not png:
         return ""
-    note = f"{title}, by recognizer. Bars: protected photos with 95% intervals; black lines: clean photos"
     data = base64.b64encode(png).decode("ascii")
     return f'<p><img alt="{escape(note)}" src="data:image/png;base64,{data}"></p>\n{element("p", note + ".")}'
 
@@ -284,7 +289,8 @@ def _sections(document: Mapping[str, Any]) -> list[str]:
     for title, entry, drawn in sections:
         parts.append(element("h2", title))
         if drawn:
-            parts.append(_picture(entry, title))
+            note = f"{title}, by recognizer. Bars: protected photos with 95% intervals; black lines: clean photos"
+            parts.append(_picture(plot(entry), note))
         parts.append(_quality({"before JPEG": entry["before_jpeg"], "after JPEG": entry["after_jpeg"]}))
         parts.append(element("p", f"Faces not found again: {entry['not_found']}."))
         parts += _figures(entry["recognizers"], FIGURES, "protected")
@@ -307,7 +313,9 @@ def _handlings(document: Mapping[str, Any]) -> list[str]:
         inner += _figures(entry["recognizers"], titles, "after this")
         summary = element("summary", f"{name}: {entry['what']}")
         parts.append("\n".join(["<details>", summary, *inner, "</details>"]))
-    return [element("h2", "After handling"), *parts] if parts else []
+    drawn = robustness.plot(document) if parts else None
+    note = "Means over recognizers against how much was done to the files; dotted: clean photos"
+    return [element("h2", "After handling"), _picture(drawn or b"", note), *parts] if parts else []
 
 
 def _identification(document: Mapping[str, Any]) -> list[str]:
@@ -336,20 +344,60 @@ def _photos(document: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def page(document: Mapping[str, Any]) -> str:
+def page(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None = None) -> str:
     """The page of a document made by `emask bench`; equal documents give equal pages.
+
+    Args:
+        similarities: the cosines behind its rates, for a plot of them.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: for a document with parts missing or of another kind.
     """
-    title = f"emask bench: {document['faces']} photos"
-    warnings = document.get("warnings") or []
-    warnings = [warnings] if isinstance(warnings, str) else warnings
+    return _page(f"emask bench: {document['faces']} photos", _body(document, similarities))
+
+
+def page_of_methods(
+    documents: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
+    similarities: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> str:
+    """The page of several methods side by side; each one's own page is folded away below.
+
+    Args:
+        documents: by method; costs, similarities: likewise, as far as they are known.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: as for `page`.
+    """
+    first = next(iter(documents.values()))
+    drawn = sidebyside.plot(documents)
+    note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
+    parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training."), _picture(drawn, note)]
+    parts += [element("h2", "Nearness and cost"), table(*sidebyside.spent(documents, costs or {}))]
+    for far in next(iter(first["thresholds"].values())):
+        parts.append(element("h2", f"False accept rate {far} (%)"))
+        parts += [table(*sidebyside.rates(documents, judge, far), judge) for judge in first["thresholds"]]
+    for name, document in documents.items():
+        inner = "\n".join(part for part in _body(document, (similarities or {}).get(name)) if part)
+        parts.append(f"<details>\n{element('summary', f'{name}: all figures')}\n{inner}\n</details>")
+    return _page(f"emask bench: {len(documents)} methods, {first['faces']} photos", parts)
+
+
+def _page(title: str, body: Sequence[str]) -> str:
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
         f"{element('title', title)}\n<style>{STYLE}</style>\n</head>\n<body>",
         element("h1", title),
+        *body,
+    ]
+    return "\n".join([*(part for part in parts if part), "</body>", "</html>"]) + "\n"
+
+
+def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:
+    warnings = document.get("warnings") or []
+    warnings = [warnings] if isinstance(warnings, str) else warnings
+    parts = [
         element(
             "p",
             "Rates are in percent, with a Wilson 95% interval in brackets and the counts in parentheses; beside each "
@@ -364,6 +412,7 @@ def page(document: Mapping[str, Any]) -> str:
         element("p", f"Faces not found again: {document['clean']['not_found']}."),
         *_summary(document),
         *_sections(document),
+        *_similarities(document, similarities),
         *_identification(document),
         *_handlings(document),
         *_photos(document),
@@ -371,7 +420,20 @@ def page(document: Mapping[str, Any]) -> str:
     for name, value in document.items():
         if name not in PLACED:
             parts += [element("h2", name), element("pre", json.dumps(value, indent=1, ensure_ascii=False))]
-    return "\n".join([*(part for part in parts if part), "</body>", "</html>"]) + "\n"
+    return parts
+
+
+def _similarities(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:
+    if not similarities:
+        return []
+    from emask.bench.protocol import UNSEEN  # brings the models' libraries
+
+    label = UNSEEN if document.get("unseen") else str(document.get("default_target"))
+    drawn = histograms.plot(dict(similarities), document["thresholds"], label)
+    if drawn is None:
+        return []
+    note = "Cosines of clean, protected and restored photos, by recognizer; dashed: thresholds"
+    return [element("h2", "Similarities"), _picture(drawn, note)]
 
 
 def write_page(bench: Path, output: Path | None = None) -> Path:
@@ -385,14 +447,40 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
         ImageError: the page cannot be written.
     """
     output = output or bench.with_name("report.html")
-    document = read(bench)
+    document = _load(bench)
+    documents = document.get("methods", {"": document})
+    if not isinstance(documents, dict) or not documents:
+        raise UsageError(f"{bench}: damaged (no methods)", "run `emask bench` again")
+    for one in documents.values():
+        _check(one if isinstance(one, dict) else {}, bench)
     if output.exists() and output.samefile(bench):
         raise UsageError(f"{output} is the JSON itself", "give the page another name")
     with damage(bench):
-        content = page(document)
+        if "methods" in document:
+            cosines = {name: _cosines(bench.parent / name) for name in documents}
+            content = page_of_methods(documents, _costs(bench.parent), cosines)
+        else:
+            content = page(document, _cosines(bench.parent))
     # a JSON file may hold halves of characters, which UTF-8 cannot
     write_bytes(output, content.encode("utf-8", "replace"), force=True)
     return output
+
+
+def _cosines(folder: Path) -> dict[str, np.ndarray]:
+    """What `emask bench` wrote beside a bench.json; none where it is not there or is no such file."""
+    try:
+        with np.load(folder / "similarities.npz") as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return {}
+
+
+def _costs(folder: Path) -> dict[str, Any]:
+    try:
+        costs = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return costs if isinstance(costs, dict) else {}
 
 
 @as_program

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emask.bench.drawing import as_png
+from emask.bench.drawing import as_png, plain
 from emask.bench.table import interval, markdown_table, mean_percent, percent
 
 FIGURES = {
@@ -26,32 +26,15 @@ def render(documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mappi
     interval; one table for each false accept rate and recognizer.
     """
     first = next(iter(documents.values()))
-    entries = _entries(documents)
-    seen = first["unseen"] is not None
-    whom = f"{len(first['unseen_targets'])} unseen targets" if seen else f"target {first['default_target']}"
-    quality = first["settings"]["quality"]
-    lines = ["# Side by side", ""]
-    lines += [f"{first['faces']} photos of people kept out of training, {whom}, JPEG quality {quality}.", ""]
+    lines = ["# Side by side", "", f"People kept out of training: {whom(documents)}.", ""]
     lines += [f"- {name}: {_settings(document['settings'])}" for name, document in documents.items()] + [""]
     for name, document in documents.items():
         lines += [f"**Warning**, {name}: {warning}.\n" for warning in document.get("warnings", [])]
-    erasing = "unseen targets" if seen else "default target"
-    rows = []
-    for name, document in documents.items():
-        quality = entries[name]["after_jpeg"]
-        back = document["erasing"].get(erasing)
-        rows.append([
-            name, f"{quality['psnr_mean']:.1f}", f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-",
-            "cannot be erased" if back is None else f"{back['restored']['psnr_mean']:.1f}",
-            *_spent(costs[name]),
-        ])  # fmt: skip
     lines += ["Face region against the original, and what it costs on this machine:", ""]
-    header = ["method", "PSNR (dB)", "SSIM", "PSNR erased (dB)"]
-    header += ["protect: ms a face", "erase: ms a face", "MiB more meanwhile"]
-    lines += markdown_table(header, rows)
+    lines += markdown_table(*spent(documents, costs))
     for far in next(iter(first["thresholds"].values())):
         for judge in first["thresholds"]:
-            lines += [f"FAR {far}, {judge}:", "", *_rates(documents, entries, erasing, judge, far)]
+            lines += [f"FAR {far}, {judge}:", "", *markdown_table(*rates(documents, judge, far))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -89,7 +72,7 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
         for name, entry in entries.items():
             quality, height = entry["after_jpeg"]["psnr_mean"], mean_percent(entry["recognizers"], figure, far)
             if height is not None and name != "nothing":  # far to the right, on the dotted line
-                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9, alpha=0.8, label=name)
+                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9, alpha=0.8, label=plain(name))
         clean = mean_percent(next(iter(entries.values()))["recognizers"], f"{figure}_clean", far)
         if clean is not None:
             axes.axhline(clean, color="black", linewidth=1, linestyle=":")
@@ -111,15 +94,11 @@ def _entries(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _spent(cost: Mapping[str, Any]) -> list[str]:
-    protect, erase = cost["protect"], cost.get("erase", {})
-    cells = [protect["ms_per_face"], erase.get("ms_per_face"), protect["memory_mib"]]
-    return ["-" if value is None else f"{value:g}" for value in cells]
-
-
-def _rates(
-    documents: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Any], erasing: str, judge: str, far: str
-) -> list[str]:
+def rates(
+    documents: Mapping[str, Mapping[str, Any]], judge: str, far: str
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one recognizer's table: the clean photos, then each method."""
+    entries, erasing = _entries(documents), _erasing(documents)
     figures = [figure for figure in FIGURES if all(figure in e["recognizers"][judge] for e in entries.values())]
     clean = next(iter(entries.values()))["recognizers"][judge]
     back = [d["erasing"][erasing]["recognizers"][judge] for d in documents.values() if erasing in d["erasing"]]
@@ -132,4 +111,44 @@ def _rates(
         row.append("-" if erased is None else interval(erased["recognizers"][judge][again][far]))
         rows.append(row)
     by = "another photo" if again == "reverified_other" else "the same photo"
-    return markdown_table(["method", *[FIGURES[f] for f in figures], f"erased: accepted as the owner, {by}"], rows)
+    return ["method", *[FIGURES[f] for f in figures], f"erased: accepted as the owner, {by}"], rows
+
+
+def spent(
+    documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of how near each method stays to the photo, and what it costs.
+
+    Args:
+        costs: of `emask.bench.cost`, by method; those not known are left out.
+    """
+    entries, erasing = _entries(documents), _erasing(documents)
+    rows = []
+    for name, document in documents.items():
+        quality = entries[name]["after_jpeg"]
+        back = document["erasing"].get(erasing)
+        rows.append([
+            name, f"{quality['psnr_mean']:.1f}", f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-",
+            "cannot be erased" if back is None else f"{back['restored']['psnr_mean']:.1f}",
+            *_cost(costs.get(name, {})),
+        ])  # fmt: skip
+    header = ["method", "PSNR (dB)", "SSIM", "PSNR erased (dB)"]
+    return [*header, "protect: ms a face", "erase: ms a face", "MiB more meanwhile"], rows
+
+
+def whom(documents: Mapping[str, Mapping[str, Any]]) -> str:
+    """On which photos and targets the methods were measured."""
+    first = next(iter(documents.values()))
+    seen = first["unseen"] is not None
+    targets = f"{len(first['unseen_targets'])} unseen targets" if seen else f"target {first['default_target']}"
+    return f"{first['faces']} photos, {targets}, JPEG quality {first['settings']['quality']}"
+
+
+def _erasing(documents: Mapping[str, Mapping[str, Any]]) -> str:
+    return "default target" if next(iter(documents.values()))["unseen"] is None else "unseen targets"
+
+
+def _cost(cost: Mapping[str, Any]) -> list[str]:
+    protect, erase = cost.get("protect", {}), cost.get("erase", {})
+    cells = [protect.get("ms_per_face"), erase.get("ms_per_face"), protect.get("memory_mib")]
+    return ["-" if value is None else f"{value:g}" for value in cells]

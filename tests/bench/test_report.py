@@ -111,7 +111,7 @@ def document(**changed: Any) -> dict[str, Any]:
             "recognizers": figures(("reverified_other", "erased"), ("_protected", "_clean")),
         }},
         "handling": {"jpeg:75": {
-            "what": "JPEG file of quality 75", "not_found": 4, "not_found_clean": 1, "clean": {"psnr_mean": 36.5},
+            "what": "jpeg:75", "not_found": 4, "not_found_clean": 1, "clean": {"psnr_mean": 36.5},
             "restored": {"psnr_mean": 34.75},
             "recognizers": figures(("impersonation_given", "reverified_other"), ("_clean",)),
         }},
@@ -248,6 +248,62 @@ def test_what_is_no_benchmark(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert "emask bench" in error or "version that wrote it" in error
     assert not (tmp_path / "report.html").exists()
+
+
+def methods() -> dict[str, Any]:
+    """Two methods: one that erases, and one with the figures of the first turned round, which cannot."""
+    first = document()
+    first["erasing"] = {"unseen targets": first["erasing"]["default target"]}
+    second = document(erasing={}, settings={**first["settings"], "method": HOSTILE})
+    second["unseen"]["recognizers"] = dict(zip(JUDGES, reversed(first["unseen"]["recognizers"].values()), strict=True))
+    return {"emask": first, HOSTILE: second}
+
+
+def test_several_methods_side_by_side(tmp_path: Path) -> None:
+    """Every rate that is compared stands on the page under its method, and so do the pages of each."""
+    pytest.importorskip("matplotlib")
+    documents = methods()
+    (tmp_path / "bench.json").write_text(json.dumps({"methods": documents}), encoding="utf-8")
+    costs = {"emask": {"protect": {"ms_per_face": 731.5, "memory_mib": 11}}}
+    (tmp_path / "cost.json").write_text(json.dumps(costs), encoding="utf-8")
+    assert main([str(tmp_path / "bench.json")]) == 0
+    found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert any(row[0] == "emask" and "731.5" in row and "11" in row for row in found.rows)
+    for name, one in documents.items():
+        for judge in JUDGES:
+            entry = one["unseen"]["recognizers"][judge]["impersonation_other"]["0.1"]
+            assert any(row[0] == name and interval(entry) in row for row in found.rows)
+    assert sum(text.endswith(": all figures") for text in found.texts) == 2
+    assert len(found.pictures()) == 5  # methods against PSNR, and for each method its targets'
+    assert "script" not in found.tags
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+@pytest.mark.parametrize("content", [[], {}, {"one": 3}, {"one": {"faces": 3}}])
+def test_what_are_no_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any) -> None:
+    source = tmp_path / "bench.json"
+    source.write_text(json.dumps({"methods": content}), encoding="utf-8")
+    assert main([str(source)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_cosines_beside_the_json_are_drawn(tmp_path: Path) -> None:
+    """The twin: without their file, or with one that is damaged, there is a picture less."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "bench.json").write_text(json.dumps(document()), encoding="utf-8")
+
+    def pictures() -> int:
+        assert main([str(tmp_path / "bench.json")]) == 0
+        return len(Page((tmp_path / "report.html").read_text(encoding="utf-8")).pictures())
+
+    before = pictures()
+    values = np.linspace(-0.2, 0.9, 30, dtype=np.float32)
+    np.savez(tmp_path / "similarities.npz", **{"unseen/one/protected-target": values})  # type: ignore[arg-type]
+    assert pictures() == before + 1
+    (tmp_path / "similarities.npz").write_bytes(b"PK")
+    assert pictures() == before
 
 
 @pytest.mark.usefixtures("without_matplotlib")
