@@ -20,7 +20,7 @@ def document(w: float, eps: float) -> dict[str, Any]:
     restored = {"reverified_other": rates(0.97), "reverified_other_clean": rates(0.99)}
     return {
         "settings": {"w": w, "eps": eps, "refine": 20, "seed": 0}, "faces": 50, "unseen_targets": [{}] * 4,
-        "thresholds": {"judge": {}},
+        "thresholds": {"judge": {"0.01": 0.2}},
         "unseen": {"recognizers": {"judge": protected}, "after_jpeg": {"psnr_mean": 45 - eps, "ssim_mean": 0.9}},
         "erasing": {"unseen targets": {"recognizers": {"judge": restored}, "restored": {"psnr_mean": 38.0}}},
     }  # fmt: skip
@@ -36,7 +36,7 @@ def test_each_budget_without_injection_and_each_w_at_the_middle_one() -> None:
 def test_table_and_picture() -> None:
     documents = [document(0.0, eps) for eps in (6.0, 9.0, 12.0)] + [document(0.5, 9.0)]
     table = render(documents)
-    assert "| 0 | 6 | 39.0 | 0.900 | 30.0 (1.0) | - | - | 97.0 (99.0) | 38.0 |" in table
+    assert "| 0 | 6 | 39.0 | 0.900 | 30.0 (1.0) | - | - | 97.0 (99.0) | - | 38.0 |" in table
     assert table.count("\n| 0") == 4 and "50 photos, 4 unseen targets" in table
     pytest.importorskip("matplotlib")
     png = plot(documents)
