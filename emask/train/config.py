@@ -131,7 +131,7 @@ class TrainConfig:
     injection: float = 0.3
     clean: float = 0.1
     refined: float = 0.0
-    refine_every: int = 20
+    refine_every: int = 40
     replay: int = 1024
     bf16: bool = True
     watch: float = 5.0
