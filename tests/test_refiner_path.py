@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emask import weights
+from emask.engine import masking_engine
 from emask.engine.check import try_model
 from emask.errors import ModelError
 
@@ -37,3 +38,14 @@ def test_a_listed_refiner_is_found_and_checked(copied: Path) -> None:
     (copied / "refiner.onnx").unlink()
     with pytest.raises(ModelError, match="missing"):
         weights.refiner_path()
+
+
+def test_a_damaged_refiner_does_no_harm_where_nothing_is_refined(copied: Path) -> None:
+    """The twin: where masks are refined it is asked for, and its damage told."""
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["models"]["refiner"] = {"file": "refiner.onnx", "sha256": "0" * 64}
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (copied / "refiner.onnx").write_bytes(b"no model")
+    assert masking_engine(0, "cpu").name
+    with pytest.raises(ModelError):
+        masking_engine(1, "cpu")

@@ -13,6 +13,7 @@ shipped recognizer next to no say.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -129,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faces", type=int, default=56)
     parser.add_argument("--targets", type=int, default=8)
     parser.add_argument("--trial", action="append", default=None, metavar="NAME=VALUE,...", help="one row; repeatable")
-    parser.add_argument("--refiner", type=Path, default=None, help="its model file [default: the shipped one, if any]")
-    parser.add_argument("--through", nargs="+", metavar="NAME", help="recognizers of the folder instead of a refiner")
+    through = parser.add_mutually_exclusive_group()
+    through.add_argument("--refiner", type=Path, default=None, help="its model file [default: the shipped one, if any]")
+    through.add_argument("--through", nargs="+", metavar="NAME", help="recognizers of the folder instead of a refiner")
     options = parser.parse_args(arguments)
     print("\n".join(_table(options)))
     return 0
@@ -152,7 +154,7 @@ def parse_trial(text: str) -> tuple[Refinement, float]:
     """Settings and eps of "NAME=VALUE,...".
 
     Raises:
-        UsageError: a name that is none of them, or a value that is no number.
+        UsageError: a name that is none of them, a value that is no number, or one out of range.
     """
     usual = asdict(Refinement()) | {"eps": weights.strength("medium")[1]}
     for part in filter(None, text.split(",")):
@@ -163,6 +165,9 @@ def parse_trial(text: str) -> tuple[Refinement, float]:
             usual[name] = type(usual[name])(value)
         except ValueError:
             raise UsageError(f"{value!r} is no value of {name}", "write it as steps=12,owner=0.5") from None
+    sound = all(math.isfinite(value) for value in usual.values())
+    if not sound or usual["steps"] < 0 or usual["every"] < 1 or usual["eps"] <= 0 or usual["refiner"] < 0:
+        raise UsageError(f"{text!r}: these cannot be", "every is at least 1, eps above 0, steps and refiner at least 0")
     eps = usual.pop("eps")
     return Refinement(**usual), eps
 

@@ -18,18 +18,19 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from emask.bench import histograms, robustness, sidebyside
 from emask.bench.drawing import as_png, plain
 from emask.bench.identification import FIGURES as RANKED
+from emask.bench.resume import read_cosines
 from emask.bench.table import ERASING, FIGURES, interval
 from emask.errors import UsageError, as_program
 from emask.images import write_bytes
 
 FORMAT = 1
+COSINES = "similarities.npz"  # beside a bench.json
 HINT = "name the bench.json that `emask bench -o FOLDER` writes"
 # What a document of `emask.bench.protocol.run` has; without one of these it is something else.
 REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targets", "erasing", "summary")
@@ -105,7 +106,7 @@ def damage(*paths: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         names = " or ".join(map(str, paths))
         raise UsageError(f"{names}: damaged ({type(error).__name__}: {error})", "run `emask bench` again") from error
 
@@ -370,9 +371,12 @@ def page_of_methods(
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
     """
     first = next(iter(documents.values()))
+    warnings = [(name, warning) for name, one in documents.items() for warning in one.get("warnings") or []]
     drawn = sidebyside.plot(documents)
     note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
-    parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training."), _picture(drawn, note)]
+    parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training.")]
+    parts += [f'<p class="warning">{escape(f"Warning, {name}: {text(warning)}")}</p>' for name, warning in warnings]
+    parts.append(_picture(drawn, note))
     parts += [element("h2", "Nearness and cost"), table(*sidebyside.spent(documents, costs or {}))]
     for far in next(iter(first["thresholds"].values())):
         parts.append(element("h2", f"False accept rate {far} (%)"))
@@ -457,22 +461,14 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
         raise UsageError(f"{output} is the JSON itself", "give the page another name")
     with damage(bench):
         if "methods" in document:
-            cosines = {name: _cosines(bench.parent / name) for name in documents}
+            beside = [name for name in documents if Path(name).name == name]  # nothing of elsewhere
+            cosines = {name: read_cosines(bench.parent / name / COSINES) or {} for name in beside}
             content = page_of_methods(documents, _costs(bench.parent), cosines)
         else:
-            content = page(document, _cosines(bench.parent))
+            content = page(document, read_cosines(bench.parent / COSINES))
     # a JSON file may hold halves of characters, which UTF-8 cannot
     write_bytes(output, content.encode("utf-8", "replace"), force=True)
     return output
-
-
-def _cosines(folder: Path) -> dict[str, np.ndarray]:
-    """What `emask bench` wrote beside a bench.json; none where it is not there or is no such file."""
-    try:
-        with np.load(folder / "similarities.npz") as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return {}
 
 
 def _costs(folder: Path) -> dict[str, Any]:
@@ -480,7 +476,7 @@ def _costs(folder: Path) -> dict[str, Any]:
         costs = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return costs if isinstance(costs, dict) else {}
+    return {k: v for k, v in costs.items() if isinstance(v, dict)} if isinstance(costs, dict) else {}
 
 
 @as_program

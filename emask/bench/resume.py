@@ -5,11 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+PARTS = ".parts"  # in the output folder, until the run is through
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("emask", "numpy", "torch", "onnxruntime-gpu", "onnxruntime", "facenet-pytorch", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_cosines(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a similarities.npz by name; None where it is not there, damaged or no such file."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 class KeptParts:
@@ -30,9 +56,10 @@ class KeptParts:
         """Figures and cosines of a target; None where they are not done, or their files are damaged."""
         try:
             figures = json.loads((self.folder / f"{label}.json").read_text(encoding="utf-8"))
-            with np.load(self.folder / f"{label}.npz") as file:
-                cosines = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError):
+            return None
+        cosines = read_cosines(self.folder / f"{label}.npz")
+        if cosines is None:
             return None
         self.taken.append(label)
         return figures, cosines

@@ -11,6 +11,7 @@ from typing import Any
 
 from emask.bench.drawing import as_png
 from emask.bench.table import mean_percent
+from emask.errors import UsageError
 from emask.handling import parse
 
 
@@ -52,7 +53,10 @@ def series(document: Mapping[str, Any]) -> Series:
     """
     found: Series = {}
     for entry in document.get("handling", {}).values():
-        operations = parse(entry["what"]).operations
+        try:
+            operations = parse(entry["what"]).operations
+        except UsageError:  # of another version: no number to draw it at
+            continue
         rest = [operation.name for operation in operations[1:]]
         if operations and operations[0].name in AXES and rest in ([], ["jpeg"]):
             found.setdefault(operations[0].name, []).append((operations[0].value, entry["recognizers"]))

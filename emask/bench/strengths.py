@@ -3,14 +3,15 @@
     python -m emask.bench.strengths --data DIR --recognizers DIR [--eps 5 7 9 11] [--w 0.2 0.4] -o FOLDER
 
 The paper's Fig. 5, by the photo protocol (`emask.bench.protocol`) on unseen targets: each eps at w = 0, then each w at
-the middle eps. Writes curves.json (a document of the protocol for each), curves.md and curves.png after every setting;
-the same command again goes on where an interrupted one stopped.
+the middle eps. Writes curves.json (a document of the protocol for each), curves.md and curves.png after every setting.
+An interrupted run goes on with `--resume`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emask.bench.drawing import as_png
+from emask.bench.resume import PARTS
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import UsageError, as_program
 from emask.paths import make_folder
@@ -51,7 +53,7 @@ def measure(
 
     from emask import weights
     from emask.bench import protocol
-    from emask.bench.resume import KeptParts
+    from emask.bench.resume import KeptParts, versions
     from emask.engine import masking_engine
     from emask.engine.refine import Refinement
     from emask.face.detect import Detector
@@ -67,8 +69,8 @@ def measure(
     detector = Detector(device=device)  # type: ignore[arg-type]
     selection = protocol.select(data, faces, unseen_targets, seed, detector)
     files = [judge.card.file for judge in judges] + [weights.shipped_path(kind) for kind in weights.KINDS]
-    refiner = weights.refiner_path()
-    files += [] if refiner is None else [refiner]
+    if steps and (refiner := weights.refiner_path()) is not None:
+        files.append(refiner)
     photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
     with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
         ground = protocol.survey(selection, judges, Path(folder), detector)
@@ -77,6 +79,7 @@ def measure(
             run = {
                 "settings": chosen, "refining": repr(Refinement(steps=steps)), "photos": photos, "faces": faces,
                 "unseen_targets": unseen_targets, "files": [weights.sha256(path) for path in files],
+                "engine": engine.name, "versions": versions(),
             }  # fmt: skip
             method = protocol.Method(
                 lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
@@ -197,16 +200,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--refine", type=int, default=None, help="gradient steps [default: strength medium's]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--resume", action="store_true", help="go on with a run into the same folder")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     if options.faces < 1 or options.unseen_targets < 1:
         raise UsageError("--faces and --unseen-targets must be at least 1")
     settings = settings_of(options.eps, options.w)
+    kept = options.output / PARTS
+    if kept.exists() and not options.resume:
+        hint = "go on with it: --resume; or name another folder"
+        raise UsageError(f"{options.output} holds an interrupted run", hint)
     make_folder(options.output)  # what cannot be written is said before an hour of work
     documents: list[dict[str, Any]] = []
     for document in measure(
         options.data, options.recognizers, settings, options.faces, options.unseen_targets, options.refine,
-        options.seed, options.device, options.output / ".parts",
+        options.seed, options.device, kept,
     ):  # fmt: skip
         documents.append(document)
         text = render(documents)
@@ -215,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         picture = plot(documents)
         if picture is not None:
             (options.output / "curves.png").write_bytes(picture)
+    shutil.rmtree(kept, ignore_errors=True)
     print(text)
     return 0
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from emask.train.surrogates import Surrogate
 
 EMASK = "emask"  # as in emask.bench.methods, which loads torch
-PARTS = ".parts"  # in the output folder, until the run is through
 # Photos and unseen targets of a run, and of one with --quick.
 FULL, QUICK = (200, 8), (30, 4)
 class Fold(str, Enum):
@@ -110,6 +109,7 @@ def bench(
     prepare_process()
     with reporting("bench", as_json):
         from emask.bench.on_photos import PeerFiles
+        from emask.bench.resume import PARTS
         from emask.paths import make_folder
 
         usual = QUICK if quick else FULL
@@ -194,20 +194,6 @@ def pictures(one: Measured) -> dict[str, bytes]:
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that figures depend on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("emask", "numpy", "torch", "onnxruntime-gpu", "onnxruntime", "facenet-pytorch", "pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 @dataclass(frozen=True)
 class Bench:
     """The photo protocol with exported models and peers; attributes as the command's options."""
@@ -256,7 +242,7 @@ class Bench:
         from emask.bench.doubts import doubts
         from emask.bench.methods import method_names
         from emask.bench.on_photos import PEER_NAMES, TRAINED
-        from emask.bench.resume import KeptParts
+        from emask.bench.resume import KeptParts, versions
         from emask.face.detect import Detector
         from emask.handling import choose
         from emask.recognize import load_folder
@@ -300,9 +286,7 @@ class Bench:
             )
             photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
             with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
-                ground = protocol.survey(
-                    selection, judges, Path(folder), detector, self.quality, progress=progress
-                )
+                ground = protocol.survey(selection, judges, Path(folder), detector, self.quality, progress=progress)
             for name, (measured, settings, files) in zip(methods, ready, strict=True):
                 prefix = f"{name}: " if len(methods) > 1 else ""
                 watched, cost = timed(measured)
@@ -394,8 +378,7 @@ class Bench:
         steps = weights.refinement(self.strength) if self.refine is None else self.refine
         files = self._files()
         engine = masking_engine(steps, self.device, self.generator, self.key)  # type: ignore[arg-type]
-        refiner = weights.refiner_path()
-        if steps and refiner is not None:
+        if steps and (refiner := weights.refiner_path()) is not None:
             files = {**files, weights.REFINER: refiner}
         measured = Method(
             protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),

@@ -282,7 +282,7 @@ def masking_engine(
     from emask.weights import refiner_path, shipped_path
 
     recognizer = shipped_path("recognizer")
-    # without steps and without erasing nothing asks for a restorer, and a missing one does no harm
+    # a file that is missing or damaged does no harm where nothing asks for it
     key = (restorer or shipped_path("restorer")) if erase or steps else None
     engine = open_engine(generator or shipped_path("generator"), key if erase else None, recognizer, device)
-    return refined(engine, steps, recognizer, key, device, refiner_path())
+    return refined(engine, steps, recognizer, key, device, refiner_path()) if steps else engine

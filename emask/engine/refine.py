@@ -104,7 +104,8 @@ class RefiningEngine:
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         named = [recognizer] if refiner is None else [recognizer, refiner]
         self._recognizers = [
-            it if isinstance(it, nn.Module) else fold(convert(it, self._device, WITHOUT)[0]) for it in named
+            one.to(self._device) if isinstance(one, nn.Module) else fold(convert(one, self._device, WITHOUT)[0])
+            for one in named
         ]
         # how many of the target's numbers are the refiner's
         blank = torch.zeros(1, 3, INNER, INNER, device=self._device)

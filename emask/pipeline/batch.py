@@ -49,7 +49,7 @@ class Protection:
         recognizer: the engine's own, which conditions the generator and measures what was written.
         target: (D,) unit embedding of the target by it.
         w, eps, faces, b: as for `protect_photos`.
-        aim: (D',) the target by `Engine.embed_target`; None where that is `target` itself.
+        aim: (D',) the target by `Engine.embed_target`, which masks are made for; None takes `target`.
     """
 
     engine: Engine

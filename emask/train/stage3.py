@@ -49,8 +49,9 @@ class Replay:
 class RestorerStage(MaskingStage):
     """Pixels to x, identity of the owner, away from the target.
 
-    With `refined`, a share of the steps is on masks as `protect` makes them, refined through this very restorer: so the
-    masks move towards what it can take off while it learns to take off what they have become.
+    With `refined`, a share of the steps is on masks as `protect` makes them (but for the target's mirror image),
+    refined through this very restorer: so the masks move towards what it can take off while it learns to take off what
+    they have become.
 
     Args:
         setting: data, settings, place, surrogates, and the recognizers where masks are to be refined.

@@ -21,7 +21,10 @@ def test_a_trial_is_what_ships_but_for_what_it_says() -> None:
     assert isinstance(parse_trial("steps=12")[0].steps, int)
 
 
-@pytest.mark.parametrize("text", ["stepps=3", "steps", "steps=a few", "owner=0.5 steps=3"])
+@pytest.mark.parametrize(
+    "text",
+    ["stepps=3", "steps", "steps=a few", "owner=0.5 steps=3", "every=0", "steps=-1", "eps=nan", "eps=0", "refiner=-1"],
+)
 def test_what_is_no_trial_is_refused_before_anything_is_loaded(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +47,6 @@ def test_joined_cosines_are_the_mean_of_each() -> None:
     torch.manual_seed(0)
     parts = [Unit(5), Unit(7)]
     both = Joined(parts)(crops := torch.randn(2, 3, 2, 2))
-    means = sum(float((part(crops)[0] * part(crops)[1]).sum()) for part in parts) / 2
-    assert float((both[0] * both[1]).sum()) == pytest.approx(means, abs=1e-6)
+    means = sum((part(crops)[0] * part(crops)[1]).sum().item() for part in parts) / 2
+    assert (both[0] * both[1]).sum().item() == pytest.approx(means, abs=1e-6)
     assert both.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-6)

@@ -259,6 +259,11 @@ def methods() -> dict[str, Any]:
     return {"emask": first, HOSTILE: second}
 
 
+def _other(one: dict[str, Any], judge: str) -> dict[str, Any]:
+    entry: dict[str, Any] = one["unseen"]["recognizers"][judge]["impersonation_other"]["0.1"]
+    return entry
+
+
 def test_several_methods_side_by_side(tmp_path: Path) -> None:
     """Every rate that is compared stands on the page under its method, and so do the pages of each."""
     pytest.importorskip("matplotlib")
@@ -270,16 +275,17 @@ def test_several_methods_side_by_side(tmp_path: Path) -> None:
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert any(row[0] == "emask" and "731.5" in row and "11" in row for row in found.rows)
     for name, one in documents.items():
-        for judge in JUDGES:
-            entry = one["unseen"]["recognizers"][judge]["impersonation_other"]["0.1"]
-            assert any(row[0] == name and interval(entry) in row for row in found.rows)
+        # two tables, a judge each, and in each the clean photos' row and one a method
+        first = [row for row in found.rows if row[0] == name and interval(_other(one, JUDGES[0])) in row]
+        second = [row for row in found.rows if row[0] == name and interval(_other(one, JUDGES[1])) in row]
+        assert first and second and found.rows.index(first[0]) < found.rows.index(second[0])
     assert sum(text.endswith(": all figures") for text in found.texts) == 2
     assert len(found.pictures()) == 5  # methods against PSNR, and for each method its targets'
     assert "script" not in found.tags
 
 
 @pytest.mark.usefixtures("without_matplotlib")
-@pytest.mark.parametrize("content", [[], {}, {"one": 3}, {"one": {"faces": 3}}])
+@pytest.mark.parametrize("content", [[], {}, {"one": 3}, {"one": {"faces": 3}}, {"one": document(thresholds={})}])
 def test_what_are_no_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any) -> None:
     source = tmp_path / "bench.json"
     source.write_text(json.dumps({"methods": content}), encoding="utf-8")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from emask.engine import Engine, open_engine, refined
-from emask.engine.refine import Refinement, RefiningEngine
+from emask.engine.refine import Refinement, RefiningEngine, refine
 from emask.face.align import INNER, MARGIN
 
 SQUARE = slice(MARGIN, MARGIN + INNER)
@@ -125,6 +126,29 @@ def test_terms_asked_now_and_then_weigh_as_much(
     without = restored(identity=0.0, away=0.0)
     each, second = (without - restored(identity=2.0, away=2.0, every=every) for every in (1, 2))
     assert (each > 0.01).all() and (second > 0.5 * each).all()
+
+
+def test_terms_asked_now_and_then_spare_passes(crops: np.ndarray) -> None:
+    """Through a counting recognizer: once for the owner, in each step for the attack, and for the restored faces."""
+    passes = 0
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=1)
+
+    x = torch.from_numpy(crops)
+    grey = torch.randn(len(x), 1, *x.shape[2:], generator=torch.Generator().manual_seed(0))
+    change = 0.05 * grey.expand(x.shape)
+    target = torch.nn.functional.normalize(torch.ones(len(x), 3), dim=1)
+    for settings, expected in (
+        (Refinement(steps=4, every=1), 1 + 4 + 4),
+        (Refinement(steps=4, every=2), 1 + 4 + 2),
+        (Refinement(steps=4, every=1, identity=0.0, away=0.0), 1 + 4),
+    ):
+        passes = 0
+        refine(x, torch.zeros_like(x), change, target, settings, embed, lambda images: -0.1 * images)
+        assert passes == expected
 
 
 def test_refined_hands_the_rest_on(plain: Engine, models: Path, crops: np.ndarray) -> None:
