@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, through_disk
+from emask.bench import protocol
+from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, survey, through_disk
 from emask.bench.resume import KeptParts
 from emask.bench.table import render
 from emask.errors import UsageError
 from emask.face.align import INNER, MARGIN
 from emask.face.detect import Detector, Face
 from emask.handling import choose
-from emask.recognize import Recognizer
+from emask.recognize import Recognizer, calibrate
 from emask.recognize.cards import Card
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
@@ -179,6 +180,24 @@ def test_document_and_table_are_deterministic(
     for heading in ("Built-in targets", "unseen targets", "Erasing", "Dodging", "clean"):
         assert heading in table
     assert table.count("100.0 [") >= 3
+
+
+def test_judges_are_calibrated_once_for_all_methods(
+    selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same document as from a run by itself; the twin, a run by itself, calibrates again."""
+    counted: list[int] = []
+
+    def counting(*arguments: Any) -> dict[str, float]:
+        counted.append(1)
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(protocol, "calibrate", counting)
+    ground = survey(selection, [judge], tmp_path / "ground", detector, fars=FARS)
+    known = run(NOTHING, selection, [], [judge], tmp_path / "known", detector, fars=FARS, ground=ground)
+    assert len(counted) == 1
+    assert run(NOTHING, selection, [], [judge], tmp_path / "anew", detector, fars=FARS) == known
+    assert len(counted) == 2
 
 
 def test_files_on_disk_are_what_is_decoded(tmp_path: Path) -> None:
