@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emask import weights
+from emask.bench.report import damage, read
+from emask.errors import UsageError, as_program
 
 FAR = "0.01"
 
@@ -104,20 +107,23 @@ def fill(path: Path, blocks: dict[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def main() -> None:
+@as_program
+def main(arguments: Sequence[str] | None = None) -> int:
     """Fill the files named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("bench", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
-    arguments = parser.parse_args()
-    document = json.loads(arguments.bench.read_text(encoding="utf-8"))
-    blocks = {
-        "bench": bench_table(document),
-        "recognizer": recognizer_table(weights.manifest()["models"]["recognizer"]),
-    }
-    for path in arguments.files:
+    options = parser.parse_args(arguments)
+    document = read(options.bench)
+    if document["default_target"] is None:
+        raise UsageError(f"{options.bench} has no built-in target", "run `emask bench` without --target none")
+    with damage(options.bench):
+        table = bench_table(document)
+    blocks = {"bench": table, "recognizer": recognizer_table(weights.manifest()["models"]["recognizer"])}
+    for path in options.files:
         fill(path, blocks)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

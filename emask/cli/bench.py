@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emask.face.detect import Detector
     from emask.train.surrogates import Surrogate
 
+NO_TARGET = "none"  # in the place of built-in ones
 EMASK = "emask"  # as in emask.bench.methods, which loads torch
 # Photos and unseen targets of a run, and of one with --quick.
 FULL, QUICK = (200, 8), (30, 4)
@@ -54,7 +55,8 @@ def bench(
         bool, typer.Option("--quick", help="A look, not a figure to quote: 30 photos, 4 unseen targets, 1 built-in.")
     ] = False,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A built-in target; repeatable. [default: all]")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A built-in target; repeatable; none: unseen ones only. [default: all]"),
     ] = None,
     target_others: Annotated[
         Path | None, typer.Option(help="Folder with another photo NAME.jpg of built-in targets.")
@@ -391,11 +393,19 @@ class Bench:
         return measured, settings, files
 
     def _targets(self, detector: Detector, usual: Sequence[str]) -> list[Target]:
-        """The built-in targets named, or else the usual ones."""
+        """The built-in targets named, or else the usual ones.
+
+        Raises:
+            UsageError: none and others together, or none and no unseen ones either; a target that cannot be used.
+        """
         from emask import weights
         from emask.bench import protocol
 
         found = []
+        if self.target and NO_TARGET in self.target:
+            if len(self.target) > 1 or not self.unseen_targets:
+                raise UsageError(f"--target {NO_TARGET} leaves no target", "it goes with unseen targets, and by itself")
+            return []
         for name in self.target or usual:
             paths = [weights.find_target(name)]
             other = None if self.target_others is None else self.target_others / f"{Path(name).stem}.jpg"

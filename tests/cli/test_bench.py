@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
+from emask.bench import card
 from emask.bench.peers.advfaces import KIND, PerturbationGenerator
 from emask.cli.bench import bench
 from emask.errors import UsageError
@@ -170,6 +171,23 @@ def test_the_scores_expose_methods_that_do_nothing(models: Path, data: Path, jud
     same = [entry["recognizers"]["blocks"]["reverified_same"]["0.01"]["value"] for entry in erased]
     assert same[0] > same[1] == 0.0
     assert erased[1]["restored"]["psnr_mean"] < 20
+
+
+def test_unseen_targets_alone(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """`--target none`; the twins: beside another target, or without unseen ones, it is refused."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--device", "cpu", "--method", "nothing", "--json"]
+    always += ["--faces", "3", "--target", "none"]
+    result = CliRunner().invoke(app, [*always, "--unseen-targets", "2", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert document["targets"] == {} and document["default_target"] is None and document["unseen"]
+    assert list(document["erasing"]) == ["unseen targets"]
+    assert "unseen targets" in (tmp_path / "out" / "bench.md").read_text()
+    assert card.main([str(tmp_path / "out" / "bench.json"), str(tmp_path / "README.md")]) == 2
+    assert not (tmp_path / "README.md").exists()
+    for said in (["--unseen-targets", "0"], ["--unseen-targets", "2", "--target", "ada"]):
+        result = CliRunner().invoke(app, [*always, *said])
+        assert isinstance(result.exception, UsageError) or result.exit_code == 2
 
 
 def test_a_quick_run_is_a_small_one(models: Path, data: Path, judges: Path) -> None:
