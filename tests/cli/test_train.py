@@ -126,11 +126,20 @@ def test_the_ablation_and_the_speed_report_run(
 def test_the_refining_report_runs(
     work: Path, data: Path, recognizers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--data", str(data), "--recognizers", str(recognizers), "--judge", "judge", "--steps", "2"]
-    assert refining.main([*arguments, "--targets", "2"]) == 0
-    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines[1:]] == ["| the generator alone", "| refined"]
-    assert lines[1][6:] != lines[2][6:]  # refined, the judge sees something else
+    arguments = ["--data", str(data), "--recognizers", str(recognizers), "--judge", "judge"]
+    trials = ["--trial", "steps=2", "--trial", "steps=2,eps=4"]
+
+    def table(*more: str) -> list[list[str]]:
+        assert refining.main([*arguments, "--targets", "2", *trials, *more]) == 0
+        return [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+
+    lines = table()
+    alone = "| the generator alone"
+    assert [line[0] for line in lines] == [alone, alone, "| steps=2", "| steps=2,eps=4"]
+    assert lines[0][3:] != lines[2][3:]  # refined, the judge sees something else
+    assert float(lines[3][3]) > float(lines[2][3])  # dB: the smaller budget
+    through = table("--through", "blocks-8", "blocks-16")
+    assert through[0][3:] == lines[0][3:] and through[2][3:] != lines[2][3:]  # another way to refine, nothing else
     assert refining.main(arguments) == 1 and "more than the 8 targets" in capsys.readouterr().err
 
 
