@@ -24,13 +24,12 @@ import numpy as np
 from emask.bench import histograms, robustness, sidebyside
 from emask.bench.drawing import as_png, plain
 from emask.bench.identification import FIGURES as RANKED
-from emask.bench.resume import read_cosines
+from emask.bench.resume import COSINES, read_cosines
 from emask.bench.table import ERASING, FIGURES, interval
 from emask.errors import UsageError, as_program
 from emask.images import write_bytes
 
 FORMAT = 1
-COSINES = "similarities.npz"  # beside a bench.json
 HINT = "name the bench.json that `emask bench -o FOLDER` writes"
 # What a document of `emask.bench.protocol.run` has; without one of these it is something else.
 REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targets", "erasing", "summary")
@@ -371,7 +370,7 @@ def page_of_methods(
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
     """
     first = next(iter(documents.values()))
-    warnings = [(name, warning) for name, one in documents.items() for warning in one.get("warnings") or []]
+    warnings = [(name, warning) for name, one in documents.items() for warning in _warnings(one)]
     drawn = sidebyside.plot(documents)
     note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
     parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training.")]
@@ -399,8 +398,6 @@ def _page(title: str, body: Sequence[str]) -> str:
 
 
 def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:
-    warnings = document.get("warnings") or []
-    warnings = [warnings] if isinstance(warnings, str) else warnings
     parts = [
         element(
             "p",
@@ -408,7 +405,7 @@ def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | 
             "stands the rate of the unprotected photos (clean), saved through the same JPEG. FAR is the false accept "
             "rate that a recognizer's threshold is set for.",
         ),
-        *(f'<p class="warning">{escape("Warning: " + text(warning))}</p>' for warning in warnings),
+        *(f'<p class="warning">{escape("Warning: " + text(warning))}</p>' for warning in _warnings(document)),
         *_what_was_run(document),
         *_thresholds(document),
         element("h2", "JPEG alone"),
@@ -427,13 +424,18 @@ def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | 
     return parts
 
 
+def _warnings(document: Mapping[str, Any]) -> Sequence[Any]:
+    warnings = document.get("warnings") or []
+    return [warnings] if isinstance(warnings, str) else warnings
+
+
 def _similarities(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:
     if not similarities:
         return []
     from emask.bench.protocol import UNSEEN  # brings the models' libraries
 
     label = UNSEEN if document.get("unseen") else str(document.get("default_target"))
-    drawn = histograms.plot(dict(similarities), document["thresholds"], label)
+    drawn = histograms.plot(similarities, document["thresholds"], label)
     if drawn is None:
         return []
     note = "Cosines of clean, protected and restored photos, by recognizer; dashed: thresholds"

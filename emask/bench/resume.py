@@ -12,7 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from emask.errors import UsageError
+
 PARTS = ".parts"  # in the output folder, until the run is through
+COSINES = "similarities.npz"  # beside a bench.json
+
+
+def kept_in(output: Path, resume: bool) -> Path:
+    """Where a run into this folder keeps what is done.
+
+    Raises:
+        UsageError: an interrupted run is there, and nobody said to go on with it.
+    """
+    kept = output / PARTS
+    if kept.exists() and not resume:
+        raise UsageError(f"{output} holds an interrupted run", "go on with it: --resume; or name another folder")
+    return kept
 
 
 def versions() -> dict[str, str]:

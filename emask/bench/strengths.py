@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emask.bench.drawing import as_png
-from emask.bench.resume import PARTS
+from emask.bench.resume import kept_in
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import UsageError, as_program
 from emask.paths import make_folder
@@ -71,21 +71,20 @@ def measure(
     files = [judge.card.file for judge in judges] + [weights.shipped_path(kind) for kind in weights.KINDS]
     if steps and (refiner := weights.refiner_path()) is not None:
         files.append(refiner)
-    photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
+    common = {
+        "refining": repr(Refinement(steps=steps)), "faces": faces, "unseen_targets": unseen_targets,
+        "photos": hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest(),
+        "files": [weights.sha256(path) for path in files], "engine": engine.name, "versions": versions(),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
         ground = protocol.survey(selection, judges, Path(folder), detector)
         for w, eps in settings:
             chosen = {"w": w, "eps": eps, "refine": steps, "seed": seed}
-            run = {
-                "settings": chosen, "refining": repr(Refinement(steps=steps)), "photos": photos, "faces": faces,
-                "unseen_targets": unseen_targets, "files": [weights.sha256(path) for path in files],
-                "engine": engine.name, "versions": versions(),
-            }  # fmt: skip
             method = protocol.Method(
                 lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
                 engine.erase, engine.embed_target,
             )  # fmt: skip
-            parts = None if kept is None else KeptParts(kept, run)
+            parts = None if kept is None else KeptParts(kept, {**common, "settings": chosen})
             result = protocol.run(
                 method, selection, [], judges, Path(folder) / f"{w:g}-{eps:g}", detector, parts=parts, ground=ground
             )
@@ -206,10 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.faces < 1 or options.unseen_targets < 1:
         raise UsageError("--faces and --unseen-targets must be at least 1")
     settings = settings_of(options.eps, options.w)
-    kept = options.output / PARTS
-    if kept.exists() and not options.resume:
-        hint = "go on with it: --resume; or name another folder"
-        raise UsageError(f"{options.output} holds an interrupted run", hint)
+    kept = kept_in(options.output, options.resume)
     make_folder(options.output)  # what cannot be written is said before an hour of work
     documents: list[dict[str, Any]] = []
     for document in measure(

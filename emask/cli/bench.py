@@ -111,7 +111,7 @@ def bench(
     prepare_process()
     with reporting("bench", as_json):
         from emask.bench.on_photos import PeerFiles
-        from emask.bench.resume import PARTS
+        from emask.bench.resume import kept_in
         from emask.paths import make_folder
 
         usual = QUICK if quick else FULL
@@ -124,10 +124,7 @@ def bench(
         )  # fmt: skip
         if resume and output is None:
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
-        kept = None if output is None else output / PARTS
-        if kept is not None and kept.exists() and not resume:
-            hint = "go on with it: --resume; or name another folder"
-            raise UsageError(f"{output} holds an interrupted run", hint)
+        kept = None if output is None else kept_in(output, resume)
         if output is not None:
             make_folder(output)  # what cannot be written is said before hours of work
         methods = list(dict.fromkeys(method or [EMASK]))
@@ -157,6 +154,7 @@ def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]
 
     import numpy as np
 
+    from emask.bench.resume import COSINES
     from emask.bench.sidebyside import plot
     from emask.bench.sidebyside import render as beside
     from emask.bench.table import render
@@ -173,7 +171,7 @@ def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]
         (output / "bench.md").write_text(table, encoding="utf-8")
         (output / "cost.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
         if single:
-            np.savez_compressed(output / "similarities.npz", **first.similarities)  # type: ignore[arg-type]
+            np.savez_compressed(output / COSINES, **first.similarities)  # type: ignore[arg-type]
             for name, drawn in pictures(first).items():
                 (output / name).write_bytes(drawn)
         else:
