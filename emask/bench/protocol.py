@@ -8,7 +8,7 @@ the unprotected photo saved through the same JPEG.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -373,6 +373,16 @@ class Ground:
     clean_files: list[np.ndarray]
     clean_found: list[Located | None]
 
+    def first(self, count: int) -> Ground:
+        """The same of the first sources alone."""
+        fixed = {
+            judge: {kind: None if rows is None else rows[:count] for kind, rows in known.items()}
+            for judge, known in self.fixed.items()
+        }
+        return replace(
+            self, fixed=fixed, clean_files=self.clean_files[:count], clean_found=self.clean_found[:count]
+        )
+
 
 def survey(
     selection: Selection,
@@ -466,10 +476,9 @@ def run(
     }
     default_target = default_target or (builtin[0].name if builtin else None)
     handled = UNSEEN if selection.unseen else default_target
-    pairs = all(s.other is not None for s in sources)  # or else nothing is said about other photos of the owners
-
     ground = ground or survey(selection, recognizers, folder, detector, quality, fars, progress)
     thresholds, accept, fixed, calibration = ground.thresholds, ground.accept, ground.fixed, ground.calibration
+    pairs = all(known["other"] is not None for known in fixed.values())  # or else other photos of owners are left out
     clean_files, clean_found = ground.clean_files, ground.clean_found
 
     def against(recognizer: Recognizer, photos: Sequence[Located]) -> np.ndarray:

@@ -31,6 +31,8 @@ from emask.images import write_bytes
 
 FORMAT = 1
 HINT = "name the bench.json that `emask bench -o FOLDER` writes"
+# In the JSON of several methods: by method, figures of all photos where the others have some of them. A folder, too.
+ALL = "all"
 # What a document of `emask.bench.protocol.run` has; without one of these it is something else.
 REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targets", "erasing", "summary")
 # What has a place of its own on the page; the rest is printed as it is, so that nothing is left out.
@@ -360,11 +362,13 @@ def page_of_methods(
     documents: Mapping[str, Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, Any]] | None = None,
     similarities: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    whole: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """The page of several methods side by side; each one's own page is folded away below.
 
     Args:
         documents: by method; costs, similarities: likewise, as far as they are known.
+        whole: documents of more photos, which get no row beside the others.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
@@ -380,7 +384,7 @@ def page_of_methods(
     for far in next(iter(first["thresholds"].values())):
         parts.append(element("h2", f"False accept rate {far} (%)"))
         parts += [table(*sidebyside.rates(documents, judge, far), judge) for judge in first["thresholds"]]
-    for name, document in documents.items():
+    for name, document in {**documents, **(whole or {})}.items():
         inner = "\n".join(part for part in _body(document, (similarities or {}).get(name)) if part)
         parts.append(f"<details>\n{element('summary', f'{name}: all figures')}\n{inner}\n</details>")
     return _page(f"emask bench: {len(documents)} methods, {first['faces']} photos", parts)
@@ -454,10 +458,10 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
     """
     output = output or bench.with_name("report.html")
     document = _load(bench)
-    documents = document.get("methods", {"": document})
-    if not isinstance(documents, dict) or not documents:
+    documents, whole = document.get("methods", {"": document}), document.get(ALL, {})
+    if not isinstance(documents, dict) or not documents or not isinstance(whole, dict):
         raise UsageError(f"{bench}: damaged (no methods)", "run `emask bench` again")
-    for one in documents.values():
+    for one in [*documents.values(), *whole.values()]:
         _check(one if isinstance(one, dict) else {}, bench)
     if output.exists() and output.samefile(bench):
         raise UsageError(f"{output} is the JSON itself", "give the page another name")
@@ -465,7 +469,9 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
         if "methods" in document:
             beside = [name for name in documents if Path(name).name == name]  # nothing of elsewhere
             cosines = {name: read_cosines(bench.parent / name / COSINES) or {} for name in beside}
-            content = page_of_methods(documents, _costs(bench.parent), cosines)
+            whole = {f"{name}, all photos": one for name, one in whole.items()}
+            cosines |= {name: read_cosines(bench.parent / ALL / COSINES) or {} for name in whole}
+            content = page_of_methods(documents, _costs(bench.parent), cosines, whole)
         else:
             content = page(document, read_cosines(bench.parent / COSINES))
     # a JSON file may hold halves of characters, which UTF-8 cannot

@@ -22,6 +22,7 @@ from emask.bench.drawing import as_png
 from emask.bench.resume import kept_in
 from emask.bench.table import markdown_table, mean_percent
 from emask.errors import UsageError, as_program
+from emask.images import write_bytes
 from emask.paths import make_folder
 
 EPS = (4.0, 5.6, 8.9, 13.0, 16.0)  # low, medium and high among them; PSNR of the face region of some 40 to 31 dB
@@ -214,11 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         documents.append(document)
         text = render(documents)
-        (options.output / "curves.json").write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
-        (options.output / "curves.md").write_text(text, encoding="utf-8")
+        files = {"curves.json": json.dumps(documents, indent=1).encode() + b"\n", "curves.md": text.encode()}
         picture = plot(documents)
-        if picture is not None:
-            (options.output / "curves.png").write_bytes(picture)
+        files |= {} if picture is None else {"curves.png": picture}
+        for name, content in files.items():
+            write_bytes(options.output / name, content, force=True)  # whole or not at all
     shutil.rmtree(kept, ignore_errors=True)
     print(text)
     return 0

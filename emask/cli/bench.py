@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,11 @@ NO_TARGET = "none"  # in the place of built-in ones
 EMASK = "emask"  # as in emask.bench.methods, which loads torch
 # Photos and unseen targets of a run, and of one with --quick.
 FULL, QUICK = (200, 8), (30, 4)
+# What emask does with all photos, where the methods side by side have --peer-faces of them: its folder and JSON key, as
+# in emask.bench.report.
+ALL = "all"
+
+
 class Fold(str, Enum):
     """A half of the recognizers: emask looked through those of A in training."""
 
@@ -39,7 +44,6 @@ class Fold(str, Enum):
         return Fold.B if self is Fold.A else Fold.A
 
 
-
 def bench(
     data: Annotated[Path, typer.Option(help="Folder of photos with lfw_pairs.txt; people of its last folds are used.")],
     recognizers: Annotated[Path, typer.Option(help="Folder of recognizers with recognizers.json.")],
@@ -48,6 +52,12 @@ def bench(
         typer.Option(metavar="NAME", help="A recognizer to judge with; repeatable. [default: those of the other fold]"),
     ] = None,
     faces: Annotated[int | None, typer.Option(min=1, help="Photos to protect. [default: 200]")] = None,
+    peer_faces: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Photos for the methods side by side, the first ones, without --handling; emask takes all too."
+        ),
+    ] = None,
     unseen_targets: Annotated[
         int | None, typer.Option(min=0, help="People used as targets that no training saw. [default: 8]")
     ] = None,
@@ -120,7 +130,7 @@ def bench(
         run = Bench(
             data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate,
             PeerFiles(classifier, advfaces), fold, generator, key, handling, quality, strength, eps, refine, seed,
-            device, sources,
+            device, sources, peer_faces,
         )  # fmt: skip
         if resume and output is None:
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
@@ -128,12 +138,16 @@ def bench(
         if output is not None:
             make_folder(output)  # what cannot be written is said before hours of work
         methods = list(dict.fromkeys(method or [EMASK]))
-        measured = {}
+        measured: dict[str, Measured] = {}
+        whole = None
         for name, one in run.measure(methods, kept):
-            measured[name] = one
+            if name == ALL:
+                whole = one
+            else:
+                measured[name] = one
             if output is not None and len(methods) > 1:  # what is done is kept, whatever becomes of the next
                 write({name: one}, output / name)
-        text, table = write(measured, output)
+        text, table = write(measured, output, whole)
         if kept is not None:
             shutil.rmtree(kept, ignore_errors=True)
         print(text if as_json else table)
@@ -148,8 +162,13 @@ class Measured:
     similarities: dict[str, np.ndarray]
 
 
-def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]:
-    """JSON and Markdown of a run, in a folder as well unless None."""
+def write(measured: dict[str, Measured], output: Path | None, whole: Measured | None = None) -> tuple[str, str]:
+    """JSON and Markdown of a run, in a folder as well unless None.
+
+    Args:
+        whole: emask on all photos, where the methods side by side have some of them.
+    """
+    import io
     import json
 
     import numpy as np
@@ -158,26 +177,34 @@ def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]
     from emask.bench.sidebyside import plot
     from emask.bench.sidebyside import render as beside
     from emask.bench.table import render
+    from emask.images import write_bytes
 
     single = len(measured) == 1
     documents = {name: one.document for name, one in measured.items()}
     costs = {name: one.cost for name, one in measured.items()}
     first = next(iter(measured.values()))
-    text = json.dumps(first.document if single else {"methods": documents}, indent=1)
+    several = {"methods": documents} | ({} if whole is None else {ALL: {EMASK: whole.document}})
+    text = json.dumps(first.document if single else several, indent=1)
     table = render(first.document) if single else beside(documents, costs)
+    if whole is not None:
+        costs[f"{EMASK}, all photos"] = whole.cost
+        table += f"\n# emask, all photos\n\n{render(whole.document)}"
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "bench.json").write_text(text + "\n", encoding="utf-8")
-        (output / "bench.md").write_text(table, encoding="utf-8")
-        (output / "cost.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+        files = {
+            "bench.json": text.encode() + b"\n",
+            "bench.md": table.encode(),
+            "cost.json": json.dumps(costs, indent=1).encode() + b"\n",
+        }
         if single:
-            np.savez_compressed(output / COSINES, **first.similarities)  # type: ignore[arg-type]
-            for name, drawn in pictures(first).items():
-                (output / name).write_bytes(drawn)
+            cosines = io.BytesIO()
+            np.savez_compressed(cosines, **first.similarities)  # type: ignore[arg-type]
+            files |= {COSINES: cosines.getvalue(), **pictures(first)}
         else:
             picture = plot(documents)
-            if picture is not None:
-                (output / "methods.png").write_bytes(picture)
+            files |= {} if picture is None else {"methods.png": picture}
+        for name, content in files.items():
+            write_bytes(output / name, content, force=True)  # whole or not at all
     return text, table
 
 
@@ -219,9 +246,23 @@ class Bench:
     seed: int
     device: str
     sources: str | None = None
+    peer_faces: int | None = None
+
+    def turns(self, methods: Sequence[str]) -> list[tuple[str, str, int | None]]:
+        """What is measured, in order: how it is called, by which method, and how many of the photos (None: all).
+
+        Raises:
+            UsageError: --peer-faces where nothing is compared with emask.
+        """
+        if self.peer_faces is None:
+            return [(name, name, None) for name in methods]
+        if EMASK not in methods or len(methods) < 2:
+            raise UsageError("--peer-faces is for emask beside other methods", "name them with --method; see --faces")
+        few = min(self.peer_faces, self.faces)
+        return [(ALL, EMASK, None), *((name, name, few) for name in methods)]
 
     def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[str, Measured]]:
-        """Each method in turn, all on the same photos, targets and judges.
+        """Each of `turns`, all on the same photos, targets and judges.
 
         Args:
             kept: folder where what is done is kept, and taken from; None does without.
@@ -250,6 +291,7 @@ class Bench:
         from emask.train.prepare import DEFAULT_FOLD, open_surrogates
 
         handlings = choose(self.handling or [], "--handling")
+        turns = self.turns(methods)
         for name in methods:
             if name not in method_names():
                 raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
@@ -268,7 +310,7 @@ class Bench:
         if peers and not white_box:
             raise UsageError(f"no recognizer of fold {self.fold.value} for {peers[0]}", "name some with --surrogate")
         surrogates = open_surrogates(self.recognizers, white_box) if peers else []
-        ready = [self._prepare(name, surrogates) for name in methods]
+        ready = {name: self._prepare(name, surrogates) for name in methods}
         judges = load_folder(self.recognizers, names, self.device)
         detector = Detector(device=self.device)  # type: ignore[arg-type]
         default = str(weights.manifest().get("targets", {}).get("default", ""))
@@ -287,12 +329,15 @@ class Bench:
             photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
             with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                 ground = protocol.survey(selection, judges, Path(folder), detector, self.quality, progress=progress)
-            for name, (measured, settings, files) in zip(methods, ready, strict=True):
-                prefix = f"{name}: " if len(methods) > 1 else ""
+            for label, name, few in turns:
+                measured, settings, files = ready[name]
+                prefix = f"{label}: " if len(methods) > 1 else ""
+                mine = selection if few is None else replace(selection, sources=selection.sources[:few])
+                after = handlings if few is None else []
                 watched, cost = timed(measured)
                 head: dict[str, Any] = {
                     "settings": {
-                        "method": name, "faces": self.faces, "unseen_targets": self.unseen_targets,
+                        "method": name, "faces": few or self.faces, "unseen_targets": self.unseen_targets,
                         "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, "sources": self.sources,
                         **settings,
                     },
@@ -303,7 +348,7 @@ class Bench:
                     "versions": versions(),
                 }  # fmt: skip
                 run = {
-                    **head, "photos": photos, "default": default, "handlings": [h.name for h in handlings],
+                    **head, "photos": photos, "default": default, "handlings": [h.name for h in after],
                     "targets": [(t.name, *(fingerprint(p) for p in (t.given, t.other))) for t in builtin],
                 }  # fmt: skip
                 parts = None if kept is None else KeptParts(kept, run)
@@ -311,18 +356,18 @@ class Bench:
                 with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                     result = protocol.run(
                         watched,
-                        selection,
+                        mine,
                         builtin,
                         judges,
                         Path(folder),
                         detector,
                         quality=self.quality,
                         default_target=default if default in {t.name for t in builtin} else None,
-                        handlings=handlings,
+                        handlings=after,
                         progress=lambda what, done, total, prefix=prefix: progress(prefix + what, done, total),  # type: ignore[misc]
                         similarities=similarities,
                         parts=parts,
-                        ground=ground,
+                        ground=ground if few is None else ground.first(few),
                     )
                 document = {
                     "version": 1,
@@ -332,7 +377,7 @@ class Bench:
                     **result,
                 }  # fmt: skip
                 spent = {what: of.to_json() for what, of in cost.items()}
-                yield name, Measured(document, spent, similarities)
+                yield label, Measured(document, spent, similarities)
         finally:
             for bar in bars.values():
                 bar.close()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from emask.bench import card
 from emask.bench.peers.advfaces import KIND, PerturbationGenerator
+from emask.bench.report import write_page
 from emask.cli.bench import bench
 from emask.errors import UsageError
 
@@ -225,6 +226,35 @@ def test_methods_side_by_side(models: Path, data: Path, judges: Path, tmp_path: 
     assert float(nothing[1]) > float(emask[1]) + 1  # PSNR
     clean, nothing = (row.split(" | ") for row in rows[2:4])
     assert [cell.split(" [")[0] for cell in nothing[1:5]] == clean[1:5]
+
+
+def test_methods_side_by_side_on_the_first_photos(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """As with so many --faces, in every figure but those that all photos go into; emask with all of them beside it."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--unseen-targets", "2", "--target", "none"]
+    always += ["--device", "cpu", "--refine", "0", "--json", "--method", "emask"]
+    every = ["--faces", "5", "--handling", "jpeg:75"]
+    both = CliRunner().invoke(
+        app, [*always, *every, "--method", "nothing", "--peer-faces", "3", "-o", str(tmp_path / "both")]
+    )
+    assert both.exit_code == 0, both.output
+    document = json.loads(both.stdout)
+    alone = CliRunner().invoke(app, [*always, *every])
+    assert document["all"] == {"emask": json.loads(alone.stdout)}
+    assert json.loads((tmp_path / "both" / "all" / "bench.json").read_text()) == document["all"]["emask"]
+    few = CliRunner().invoke(app, [*always, "--method", "nothing", "--faces", "3"])
+    assert document["methods"] == json.loads(few.stdout)["methods"]
+    assert document["methods"]["emask"]["photos"] == document["all"]["emask"]["photos"][:3]
+    report = write_page(tmp_path / "both" / "bench.json")
+    assert "emask, all photos: all figures" in report.read_text()
+
+
+@pytest.mark.parametrize("methods", [["emask"], ["nothing"], ["nothing", "pgd"]])
+def test_a_part_of_the_photos_is_for_emask_beside_others(judges: Path, data: Path, methods: list[str]) -> None:
+    named = [word for name in methods for word in ("--method", name)]
+    result = CliRunner().invoke(
+        app, ["--data", str(data), "--recognizers", str(judges), "--peer-faces", "3", *named]
+    )
+    assert result.exit_code == 2 and "--peer-faces" in result.output
 
 
 @pytest.mark.parametrize(
