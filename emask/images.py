@@ -7,6 +7,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -309,6 +310,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         pass  # it was never made, or its folder is gone
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """Write files by name, over what is there, each as `write_bytes` does; None leaves one out."""
+    for name, content in files.items():
+        if content is not None:
+            write_bytes(folder / name, content, force=True)
 
 
 def _write_error(path: Path, error: OSError) -> EmaskError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from emask.bench.drawing import as_png, plain
+from emask.drawing import as_png, blank, plain
 
 KINDS = {"clean": "C7", "protected": "C3", "restored": "C2"}
 PANELS = {"target": "cosine with another photo of the target", "owner": "cosine with another photo of the owner"}
@@ -28,23 +29,31 @@ def by_panel(cosines: Mapping[str, np.ndarray], label: str, judge: str) -> dict[
     return found
 
 
+def of_run(document: Mapping[str, Any], cosines: Mapping[str, np.ndarray]) -> bytes | None:
+    """`plot` of a run's unseen targets, or where there are none of its default one.
+
+    Args:
+        document: of `emask.bench.protocol.run`; cosines: beside it.
+    """
+    from emask.bench.protocol import UNSEEN  # brings the models' libraries
+
+    label = UNSEEN if document.get("unseen") else str(document.get("default_target"))
+    return plot(cosines, document["thresholds"], label)
+
+
 def plot(cosines: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping[str, float]], label: str) -> bytes | None:
     """A row a recognizer, a column for target and owner, as PNG; None without matplotlib, or without cosines.
 
     Args:
         thresholds: by recognizer and false accept rate; drawn as dashed lines.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     rows = {judge: by_panel(cosines, label, judge) for judge in thresholds}
     rows = {judge: panels for judge, panels in rows.items() if panels}
     if not rows:
         return None
-    drawn = Figure(figsize=(8.4, 2.3 * len(rows) + 0.8), dpi=100, layout="constrained")  # inches
-    FigureCanvasAgg(drawn)
+    drawn = blank(8.4, 2.3 * len(rows) + 0.8)
+    if drawn is None:
+        return None
     bins = np.linspace(-0.4, 1.0, 57)
     for row, (judge, panels) in enumerate(rows.items()):
         for column, (panel, title) in enumerate(PANELS.items()):

@@ -105,6 +105,16 @@ class PeerEngine:
         return self._engine.embed_target(crops)
 
 
+def emask_method(engine: Engine, w: float, eps: float) -> Method:
+    """emask under the photo protocol.
+
+    Args:
+        engine: of `emask.engine.masking_engine`.
+        w, eps: as for its `protect`.
+    """
+    return Method(lambda crops, wanted: engine.protect(crops, wanted, w=w, eps=eps), engine.erase, engine.embed_target)
+
+
 def baseline(name: str) -> Method:
     """NOTHING or GREY_SQUARE."""
     erase = np.zeros_like if name == NOTHING else np.negative

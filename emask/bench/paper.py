@@ -100,12 +100,18 @@ def faces(values: Sequence[float], tolerance: float = 0.0101) -> int | None:
 def _printed(document: Mapping[str, Any] | None) -> list[str]:
     """The paper's means, ours beside them."""
     ours = _ours(document) if document else {}
+    # beside FFHQ only what is of FFHQ; everything else has to do for CelebA-HQ, whose photos the other rows are of
+    folder = str((document or {}).get("settings", {}).get("sources") or "")
+    usual, *others = ASR
+    here = next((name for name in others if name in folder.upper().split("/")), usual)
     rows = []
     for name in ASR:
-        rows.append([f"{name}, untouched", f"{mean(ASR[name]['ErasableMask']):.1f}", f"{mean(ESR[name]):.1f}",
-                     *ours.get("", ["", "", ""])])  # fmt: skip
+        beside = ours.get("", ["", "", ""]) if name == here else ["", "", ""]
+        rows.append(
+            [f"{name}, untouched", f"{mean(ASR[name]['ErasableMask']):.1f}", f"{mean(ESR[name]):.1f}", *beside]
+        )
     for name, (attack, erasion, handling) in PROCESSED.items():
-        beside = ours.get(handling, ["", "", ""])
+        beside = ours.get(handling, ["", "", ""]) if here == usual else ["", "", ""]
         label = f"{name}; here {handling}" if any(beside) else name
         rows.append([label, f"{mean(attack):.1f}", f"{mean(erasion):.1f}", *beside])
     header = ["", "paper: ASR", "paper: ESR", "here: ASR", "here: ESR (clean)", "here: the owner again (clean)"]

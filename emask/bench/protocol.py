@@ -7,6 +7,7 @@ the unprotected photo saved through the same JPEG.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,10 @@ class Located:
     transform: Similarity
     crop: np.ndarray
 
+    def fingerprint(self) -> str:
+        """A hash of the crop."""
+        return hashlib.sha256(self.crop.tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Source:
@@ -103,6 +108,10 @@ class Selection:
     calibration_people: np.ndarray
     calibration_names: list[str]
     skipped: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """A hash of the calibration crops: all faces that photos to protect are chosen from."""
+        return hashlib.sha256(np.ascontiguousarray(self.calibration_crops).data).hexdigest()
 
 
 class Parts(Protocol):
@@ -361,24 +370,21 @@ class Ground:
     Attributes:
         thresholds: by judge and false accept rate; accept: the true accept rates there.
         fixed: by judge, (N, D) embeddings of the sources: "clean" as read from their files, "original", and "other",
-            the owners' other photos, None where they are not known.
+            the owners' other photos, rows of nan for those who have none.
         calibration: by judge, (M, D) embeddings of the calibration crops.
         clean_files: the sources through JPEG; clean_found: their faces, detected afresh.
     """
 
     thresholds: dict[str, dict[str, float]]
     accept: dict[str, dict[str, float]]
-    fixed: dict[str, dict[str, Any]]
+    fixed: dict[str, dict[str, np.ndarray]]
     calibration: dict[str, np.ndarray]
     clean_files: list[np.ndarray]
     clean_found: list[Located | None]
 
     def first(self, count: int) -> Ground:
-        """The same of the first sources alone."""
-        fixed = {
-            judge: {kind: None if rows is None else rows[:count] for kind, rows in known.items()}
-            for judge, known in self.fixed.items()
-        }
+        """The same of the first `count` sources alone, of all where there are fewer."""
+        fixed = {judge: {kind: rows[:count] for kind, rows in known.items()} for judge, known in self.fixed.items()}
         return replace(
             self, fixed=fixed, clean_files=self.clean_files[:count], clean_found=self.clean_found[:count]
         )
@@ -396,10 +402,9 @@ def survey(
     """Calibrate the judges and have them look at the clean photos; arguments and errors as for `run`."""
     sources = selection.sources
     originals = [s.photo for s in sources]
-    pairs = all(s.other is not None for s in sources)
     thresholds: dict[str, dict[str, float]] = {}
     accept: dict[str, dict[str, float]] = {}
-    fixed: dict[str, dict[str, Any]] = {}
+    fixed: dict[str, dict[str, np.ndarray]] = {}
     calibration: dict[str, np.ndarray] = {}
     clean_files = through_disk([p.pixels for p in originals], folder / "clean", quality)
     clean_found = locate([p.name for p in originals], clean_files, detector)
@@ -418,7 +423,7 @@ def survey(
         fixed[recognizer.name] = {
             "clean": embed_located(recognizer, clean_found),
             "original": embed_located(recognizer, originals),
-            "other": embed_located(recognizer, [s.other for s in sources]) if pairs else None,
+            "other": embed_located(recognizer, [s.other for s in sources]),
         }
         calibration[recognizer.name] = embeddings
     return Ground(thresholds, accept, fixed, calibration, clean_files, clean_found)
@@ -459,7 +464,8 @@ def run(
             "TARGET/RECOGNIZER/PHOTO-AGAINST": clean, protected and restored photos against the target's photo given and
             another one (given, target) and against the owner's same and another one (same, owner).
         parts: where the figures of each target are kept as they are done, and taken from if they are there.
-        ground: by `survey` of the same selection, judges, quality and rates; None makes it.
+        ground: by `survey` of the same selection, judges, quality and rates, or of more sources and then
+            `Ground.first`; None makes it.
 
     Returns:
         A JSON document: "thresholds", "targets" (a built-in target each), "unseen", "erasing",
@@ -477,8 +483,11 @@ def run(
     default_target = default_target or (builtin[0].name if builtin else None)
     handled = UNSEEN if selection.unseen else default_target
     ground = ground or survey(selection, recognizers, folder, detector, quality, fars, progress)
-    thresholds, accept, fixed, calibration = ground.thresholds, ground.accept, ground.fixed, ground.calibration
-    pairs = all(known["other"] is not None for known in fixed.values())  # or else other photos of owners are left out
+    thresholds, accept, calibration = ground.thresholds, ground.accept, ground.calibration
+    pairs = all(s.other is not None for s in sources)  # or else nothing is said about other photos of the owners
+    fixed: dict[str, dict[str, Any]] = {
+        judge: {**known, "other": known["other"] if pairs else None} for judge, known in ground.fixed.items()
+    }
     clean_files, clean_found = ground.clean_files, ground.clean_found
 
     def against(recognizer: Recognizer, photos: Sequence[Located]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from the JSON that `emask bench` writes: what was run, every table, plots.
+"""One self-contained HTML page from the JSON that `emask bench` writes: every table, plots, what was run.
 
     emask bench report bench.json [-o report.html]      (or: python -m emask.bench.report)
 
@@ -22,17 +22,15 @@ from typing import Any
 import numpy as np
 
 from emask.bench import histograms, robustness, sidebyside
-from emask.bench.drawing import as_png, plain
 from emask.bench.identification import FIGURES as RANKED
 from emask.bench.resume import COSINES, read_cosines
 from emask.bench.table import ERASING, FIGURES, interval
+from emask.drawing import as_png, blank, plain
 from emask.errors import UsageError, as_program
 from emask.images import write_bytes
 
 FORMAT = 1
 HINT = "name the bench.json that `emask bench -o FOLDER` writes"
-# In the JSON of several methods: by method, figures of all photos where the others have some of them. A folder, too.
-ALL = "all"
 # What a document of `emask.bench.protocol.run` has; without one of these it is something else.
 REQUIRED = ("faces", "calibration", "thresholds", "true_accept", "clean", "targets", "erasing", "summary")
 # What has a place of its own on the page; the rest is printed as it is, so that nothing is left out.
@@ -71,7 +69,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     document = _load(path)
     if "methods" in document:
-        raise UsageError(f"{path} is of several methods", "name the bench.json in the folder of one of them, beside it")
+        hint = f"name the bench.json of one, in a folder beside it: {sidebyside.ALL}/ where it is there"
+        raise UsageError(f"{path} is of several methods", hint)
     _check(document, path)
     return document
 
@@ -157,19 +156,15 @@ def plot(entry: Mapping[str, Any]) -> bytes | None:
     Returns:
         None where matplotlib is not installed, b"" where there is nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     recognizers = entry["recognizers"]
     names = [name for name in FIGURES if any(name in figures for figures in recognizers.values())]
     fars = list(dict.fromkeys(far for r in recognizers.values() for name in names for far in r.get(name, {})))
     if not fars:
         return b""
     width = 0.8 / len(fars)  # of a bar; recognizers are 1 apart
-    figure = Figure(figsize=(3.4 * len(names), 3.4), dpi=90, layout="constrained")  # inches
-    FigureCanvasAgg(figure)  # not pyplot, which keeps figures and picks a window system
+    figure = blank(3.4 * len(names), 3.4, dpi=90)
+    if figure is None:
+        return None
     for number, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), number + 1)
         for shift, far in enumerate(fars):
@@ -284,9 +279,10 @@ def _summary(document: Mapping[str, Any]) -> list[str]:
 
 def _sections(document: Mapping[str, Any]) -> list[str]:
     default = document.get("default_target")
-    sections = [(f"Built-in target {name}", entry, name == default) for name, entry in document["targets"].items()]
+    sections = []
     if document.get("unseen"):
         sections.append((f"{len(document.get('unseen_targets', []))} unseen targets", document["unseen"], True))
+    sections += [(f"Built-in target {name}", entry, name == default) for name, entry in document["targets"].items()]
     parts = []
     for title, entry, drawn in sections:
         parts.append(element("h2", title))
@@ -367,8 +363,9 @@ def page_of_methods(
     """The page of several methods side by side; each one's own page is folded away below.
 
     Args:
-        documents: by method; costs, similarities: likewise, as far as they are known.
-        whole: documents of more photos, which get no row beside the others.
+        documents: by method; costs: likewise, as far as they are known.
+        similarities: by method, and by title of `whole`, as far as they are known.
+        whole: by title, documents of more photos, which get no row beside the others.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
@@ -378,6 +375,8 @@ def page_of_methods(
     drawn = sidebyside.plot(documents)
     note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
     parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training.")]
+    parts += [element("p", f"At the end of the page: {name}.") for name in whole or {}]
+    warnings += [(name, warning) for name, one in (whole or {}).items() for warning in _warnings(one)]
     parts += [f'<p class="warning">{escape(f"Warning, {name}: {text(warning)}")}</p>' for name, warning in warnings]
     parts.append(_picture(drawn, note))
     parts += [element("h2", "Nearness and cost"), table(*sidebyside.spent(documents, costs or {}))]
@@ -410,16 +409,16 @@ def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | 
             "rate that a recognizer's threshold is set for.",
         ),
         *(f'<p class="warning">{escape("Warning: " + text(warning))}</p>' for warning in _warnings(document)),
-        *_what_was_run(document),
-        *_thresholds(document),
-        element("h2", "JPEG alone"),
-        _quality({"clean, after JPEG": document["clean"]["after_jpeg"]}),
-        element("p", f"Faces not found again: {document['clean']['not_found']}."),
-        *_summary(document),
         *_sections(document),
+        *_summary(document),
         *_similarities(document, similarities),
         *_identification(document),
         *_handlings(document),
+        element("h2", "JPEG alone"),
+        _quality({"clean, after JPEG": document["clean"]["after_jpeg"]}),
+        element("p", f"Faces not found again: {document['clean']['not_found']}."),
+        *_thresholds(document),
+        *_what_was_run(document),
         *_photos(document),
     ]
     for name, value in document.items():
@@ -436,10 +435,7 @@ def _warnings(document: Mapping[str, Any]) -> Sequence[Any]:
 def _similarities(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:
     if not similarities:
         return []
-    from emask.bench.protocol import UNSEEN  # brings the models' libraries
-
-    label = UNSEEN if document.get("unseen") else str(document.get("default_target"))
-    drawn = histograms.plot(similarities, document["thresholds"], label)
+    drawn = histograms.of_run(document, similarities)
     if drawn is None:
         return []
     note = "Cosines of clean, protected and restored photos, by recognizer; dashed: thresholds"
@@ -458,7 +454,7 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
     """
     output = output or bench.with_name("report.html")
     document = _load(bench)
-    documents, whole = document.get("methods", {"": document}), document.get(ALL, {})
+    documents, whole = document.get("methods", {"": document}), document.get(sidebyside.ALL, {})
     if not isinstance(documents, dict) or not documents or not isinstance(whole, dict):
         raise UsageError(f"{bench}: damaged (no methods)", "run `emask bench` again")
     for one in [*documents.values(), *whole.values()]:
@@ -469,9 +465,9 @@ def write_page(bench: Path, output: Path | None = None) -> Path:
         if "methods" in document:
             beside = [name for name in documents if Path(name).name == name]  # nothing of elsewhere
             cosines = {name: read_cosines(bench.parent / name / COSINES) or {} for name in beside}
-            whole = {f"{name}, all photos": one for name, one in whole.items()}
-            cosines |= {name: read_cosines(bench.parent / ALL / COSINES) or {} for name in whole}
-            content = page_of_methods(documents, _costs(bench.parent), cosines, whole)
+            below = {sidebyside.title(name, one): one for name, one in whole.items()}
+            cosines |= {name: read_cosines(bench.parent / sidebyside.ALL / COSINES) or {} for name in below}
+            content = page_of_methods(documents, _costs(bench.parent), cosines, below)
         else:
             content = page(document, read_cosines(bench.parent / COSINES))
     # a JSON file may hold halves of characters, which UTF-8 cannot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 import zlib
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from emask.errors import UsageError
+from emask.images import write_files
 
 PARTS = ".parts"  # in the output folder, until the run is through
 COSINES = "similarities.npz"  # beside a bench.json
+COST = "cost.json"  # of a turn that was measured to its end
 
 
 def kept_in(output: Path, resume: bool) -> Path:
@@ -53,6 +56,13 @@ def read_cosines(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
+def cosines_file(cosines: Mapping[str, np.ndarray]) -> bytes:
+    """What `read_cosines` reads."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **cosines)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
 class KeptParts:
     """`emask.bench.protocol.Parts` in files.
 
@@ -66,6 +76,7 @@ class KeptParts:
         text = json.dumps(run, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.taken: list[str] = []
+        self.put_any = False
 
     def get(self, label: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Figures and cosines of a target; None where they are not done, or their files are damaged."""
@@ -80,9 +91,25 @@ class KeptParts:
         return figures, cosines
 
     def put(self, label: str, figures: dict[str, Any], cosines: dict[str, np.ndarray]) -> None:
-        """Keep them; the figures come last and whole, so that a part is there or not."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(self.folder / f"{label}.npz", **cosines)  # type: ignore[arg-type]
-        partial = self.folder / f"{label}.partial"
-        partial.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-        partial.replace(self.folder / f"{label}.json")
+        """Keep them; the figures come last, so that a part is there or not.
+
+        Raises:
+            ImageError: they cannot be written.
+        """
+        content = json.dumps(figures).encode() + b"\n"
+        write_files(self.folder, {f"{label}.npz": cosines_file(cosines), f"{label}.json": content})
+        self.put_any = True
+
+    def cost(self, spent: dict[str, Any]) -> dict[str, Any]:
+        """What it all cost: `spent` now, or where every part was taken, what was kept when they were done.
+
+        Call it once, at the end. Of a run that was interrupted within, what is known is the rest's.
+        """
+        if self.taken and not self.put_any:
+            try:
+                kept = json.loads((self.folder / COST).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                kept = None
+            return kept if isinstance(kept, dict) else spent
+        write_files(self.folder, {COST: json.dumps(spent).encode() + b"\n"})
+        return spent

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emask.bench.drawing import as_png
 from emask.bench.table import mean_percent
+from emask.drawing import as_png, blank
 from emask.errors import UsageError
 from emask.handling import parse
 
@@ -74,7 +74,7 @@ def series(document: Mapping[str, Any]) -> Series:
 def _untouched(document: Mapping[str, Any]) -> dict[str, Any]:
     """The figures without handling, of the targets that were handled."""
     seen = document.get("unseen") is not None
-    entry = document["unseen"] if seen else document["targets"].get(document["default_target"], {})
+    entry = document["unseen"] if seen else document["targets"].get(document.get("default_target"), {})
     erased = document["erasing"].get("unseen targets" if seen else "default target", {}).get("recognizers", {})
     return {name: {**figures, **erased.get(name, {})} for name, figures in entry.get("recognizers", {}).items()}
 
@@ -85,16 +85,12 @@ def plot(document: Mapping[str, Any], far: str = "0.01") -> bytes | None:
     Returns:
         None where matplotlib is not installed, or no operation was measured at two numbers.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     panels = {name: points for name, points in series(document).items() if len(points) > 1}
     if not panels:
         return None
-    drawn = Figure(figsize=(3.6 * len(panels), 4.2), dpi=100, layout="constrained")  # inches
-    FigureCanvasAgg(drawn)
+    drawn = blank(3.6 * len(panels), 4.2)
+    if drawn is None:
+        return None
     for number, (name, points) in enumerate(panels.items()):
         axes = drawn.add_subplot(1, len(panels), number + 1)
         for figure, colour, title in LINES:

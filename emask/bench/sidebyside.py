@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emask.bench.drawing import as_png, plain
-from emask.bench.table import interval, markdown_table, mean_percent, percent
+from emask.bench.table import interval, markdown_table, mean_percent, nearness, percent
+from emask.bench.table import render as of_one
+from emask.drawing import as_png, blank, plain
 
+# By method, what was measured on all photos where the methods side by side have some of them: a key of bench.json and
+# cost.json, and a folder beside those of the methods.
+ALL = "all"
 FIGURES = {
     "impersonation_given": "taken for the target, photo given",
     "impersonation_other": "taken for the target, another photo",
@@ -19,8 +23,19 @@ FIGURES = {
 }
 
 
-def render(documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
+def title(name: str, whole: Mapping[str, Any]) -> str:
+    """Of the part about a method that was measured on all photos as well."""
+    return f"{name} on all {whole['faces']} photos"
+
+
+def render(
+    documents: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, Any]],
+    whole: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """Markdown of the documents of `emask.bench.protocol.run`, and of `emask.bench.cost`, by method.
+
+    Those of `whole`, on all photos, have no row beside the others, but a part of their own below.
 
     Against the unseen targets, or where there are none the default one. Every rate is in percent with its Wilson 95%
     interval; one table for each false accept rate and recognizer.
@@ -35,7 +50,8 @@ def render(documents: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mappi
     for far in next(iter(first["thresholds"].values())):
         for judge in first["thresholds"]:
             lines += [f"FAR {far}, {judge}:", "", *markdown_table(*rates(documents, judge, far))]
-    return "\n".join(lines).rstrip() + "\n"
+    parts = ["\n".join(lines).rstrip() + "\n"]
+    return "\n".join(parts + [of_one(one, title(name, one)) for name, one in (whole or {}).items()])
 
 
 # What all methods have in common.
@@ -54,19 +70,15 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
 
     Rates are the mean over recognizers at the middle one of the false accept rates, against other photos.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     entries = _entries(documents)
     fars = list(next(iter(next(iter(documents.values()))["thresholds"].values())))
     far = fars[len(fars) // 2]
     judged = [figures for entry in entries.values() for figures in entry["recognizers"].values()]
     wanted = ("impersonation_other", "impersonation_given", "dodging_other")
     figures = [name for name in wanted if all(name in own for own in judged)]
-    drawn = Figure(figsize=(4.2 * len(figures), 4.0), dpi=100, layout="constrained")  # inches
-    FigureCanvasAgg(drawn)
+    drawn = blank(4.2 * len(figures), 4.0)
+    if drawn is None:
+        return None
     for number, figure in enumerate(figures):
         axes = drawn.add_subplot(1, len(figures), number + 1)
         for name, entry in entries.items():
@@ -125,10 +137,9 @@ def spent(
     entries, erasing = _entries(documents), _erasing(documents)
     rows = []
     for name, document in documents.items():
-        quality = entries[name]["after_jpeg"]
         back = document["erasing"].get(erasing)
         rows.append([
-            name, f"{quality['psnr_mean']:.1f}", f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-",
+            name, *nearness(entries[name]["after_jpeg"]),
             "cannot be erased" if back is None else f"{back['restored']['psnr_mean']:.1f}",
             *_cost(costs.get(name, {})),
         ])  # fmt: skip

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emask.bench.drawing import as_png
 from emask.bench.resume import kept_in
-from emask.bench.table import markdown_table, mean_percent
+from emask.bench.table import markdown_table, mean_percent, nearness
+from emask.drawing import as_png, blank
 from emask.errors import UsageError, as_program
-from emask.images import write_bytes
+from emask.images import write_files
 from emask.paths import make_folder
 
 EPS = (4.0, 5.6, 8.9, 13.0, 16.0)  # low, medium and high among them; PSNR of the face region of some 40 to 31 dB
@@ -48,12 +48,9 @@ def measure(
         device: "auto", "cpu" or "cuda".
         kept: folder where what is done is kept, and taken from; None does without.
     """
-    import hashlib
-
-    import numpy as np
-
     from emask import weights
     from emask.bench import protocol
+    from emask.bench.methods import emask_method
     from emask.bench.resume import KeptParts, versions
     from emask.engine import masking_engine
     from emask.engine.refine import Refinement
@@ -74,21 +71,18 @@ def measure(
         files.append(refiner)
     common = {
         "refining": repr(Refinement(steps=steps)), "faces": faces, "unseen_targets": unseen_targets,
-        "photos": hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest(),
+        "photos": selection.fingerprint(),
         "files": [weights.sha256(path) for path in files], "engine": engine.name, "versions": versions(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
         ground = protocol.survey(selection, judges, Path(folder), detector)
         for w, eps in settings:
             chosen = {"w": w, "eps": eps, "refine": steps, "seed": seed}
-            method = protocol.Method(
-                lambda crops, wanted, w=w, eps=eps: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),  # type: ignore[misc]
-                engine.erase, engine.embed_target,
-            )  # fmt: skip
             parts = None if kept is None else KeptParts(kept, {**common, "settings": chosen})
             result = protocol.run(
-                method, selection, [], judges, Path(folder) / f"{w:g}-{eps:g}", detector, parts=parts, ground=ground
-            )
+                emask_method(engine, w, eps), selection, [], judges, Path(folder) / f"{w:g}-{eps:g}", detector,
+                parts=parts, ground=ground,
+            )  # fmt: skip
             yield {"settings": chosen, **result}
             print(f"w {w:g}, eps {eps:g}: done", file=sys.stderr, flush=True)
 
@@ -119,24 +113,20 @@ def render(documents: Sequence[Mapping[str, Any]]) -> str:
     for far in next(iter(first["thresholds"].values())):
         rows = []
         for document in documents:
-            settings, quality = document["settings"], document["unseen"]["after_jpeg"]
+            settings = document["settings"]
             values = _values(document, far)
             cells = [f"{values[f][0]:.1f} ({values[f][1]:.1f})" if f in values else "-" for f in FIGURES]
             restored = document["erasing"]["unseen targets"]["restored"]
-            ssim = f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-"
-            rows.append([f"{settings['w']:g}", f"{settings['eps']:g}", f"{quality['psnr_mean']:.1f}", ssim, *cells,
-                         f"{restored['psnr_mean']:.1f}"])  # fmt: skip
+            near = nearness(document["unseen"]["after_jpeg"])
+            rows.append([
+                f"{settings['w']:g}", f"{settings['eps']:g}", *near, *cells, f"{restored['psnr_mean']:.1f}",
+            ])  # fmt: skip
         lines += [f"FAR {far}:", "", *markdown_table(header, rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def plot(documents: Sequence[Mapping[str, Any]], far: str = "0.01") -> bytes | None:
     """Figures against PSNR over eps, and over w, as PNG; None where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     budgets = [d for d in documents if d["settings"]["w"] == 0]
     injected = [d for d in documents if d["settings"]["w"] > 0]
     injected = [d for d in budgets if injected and d["settings"]["eps"] == injected[0]["settings"]["eps"]] + injected
@@ -147,8 +137,9 @@ def plot(documents: Sequence[Mapping[str, Any]], far: str = "0.01") -> bytes | N
     panels = [panel for panel in panels if len(panel[1]) > 1]
     if not panels:
         return None
-    drawn = Figure(figsize=(4.8 * len(panels), 4.4), dpi=100, layout="constrained")  # inches
-    FigureCanvasAgg(drawn)
+    drawn = blank(4.8 * len(panels), 4.4)
+    if drawn is None:
+        return None
     for number, (label, chosen, place) in enumerate(panels):
         axes = drawn.add_subplot(1, len(panels), number + 1)
         for figure, (title, colour) in FIGURES.items():
@@ -216,10 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         documents.append(document)
         text = render(documents)
         files = {"curves.json": json.dumps(documents, indent=1).encode() + b"\n", "curves.md": text.encode()}
-        picture = plot(documents)
-        files |= {} if picture is None else {"curves.png": picture}
-        for name, content in files.items():
-            write_bytes(options.output / name, content, force=True)  # whole or not at all
+        write_files(options.output, {**files, "curves.png": plot(documents)})
     shutil.rmtree(kept, ignore_errors=True)
     print(text)
     return 0

@@ -25,6 +25,11 @@ def mean_percent(recognizers: Mapping[str, Mapping[str, Any]], figure: str, far:
     return None if not values or None in values else 100 * sum(values) / len(values)
 
 
+def nearness(quality: Mapping[str, Any]) -> list[str]:
+    """Cells of PSNR in dB and SSIM; "-" where it was not measured."""
+    return [f"{quality['psnr_mean']:.1f}", f"{quality['ssim_mean']:.3f}" if "ssim_mean" in quality else "-"]
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table, an empty one last."""
     result = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
@@ -104,14 +109,14 @@ def _handling(document: Mapping[str, Any], far: str) -> list[str]:
     return markdown_table([*header, "PSNR restored", "of the handling alone", "faces not found"], rows)
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """Markdown tables of a document made by `emask.bench.protocol.run`.
+def render(document: Mapping[str, Any], title: str = "Photo protocol") -> str:
+    """Markdown tables of a document made by `emask.bench.protocol.run`, below a title.
 
     Every rate is in percent, a Wilson 95% interval in brackets; "clean" is the rate of the unprotected photos.
     """
     fars = list(next(iter(document["thresholds"].values())))
     calibration = document["calibration"]
-    lines = ["# Photo protocol", ""]
+    lines = [f"# {title}", ""]
     if "settings" in document:
         s = document["settings"]
         below = f" (below {s['sources']})" if s.get("sources") else ""

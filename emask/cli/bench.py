@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from emask.bench.on_photos import PeerFiles
-    from emask.bench.protocol import Located, Method, Target
+    from emask.bench.protocol import Method, Target
     from emask.face.detect import Detector
     from emask.train.surrogates import Surrogate
 
@@ -27,9 +27,6 @@ NO_TARGET = "none"  # in the place of built-in ones
 EMASK = "emask"  # as in emask.bench.methods, which loads torch
 # Photos and unseen targets of a run, and of one with --quick.
 FULL, QUICK = (200, 8), (30, 4)
-# What emask does with all photos, where the methods side by side have --peer-faces of them: its folder and JSON key, as
-# in emask.bench.report.
-ALL = "all"
 
 
 class Fold(str, Enum):
@@ -55,7 +52,9 @@ def bench(
     peer_faces: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Photos for the methods side by side, the first ones, without --handling; emask takes all too."
+            min=1,
+            help="With several --method: photos to compare them on, the first ones, without --handling; "
+            "emask is measured on all of them too. [default: all]",
         ),
     ] = None,
     unseen_targets: Annotated[
@@ -80,6 +79,10 @@ def bench(
     ] = None,
     surrogate: Annotated[
         list[str] | None, typer.Option(help="A peer's white box; repeatable. [default: those of the fold]")
+    ] = None,
+    white_boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of peers' white boxes and recognizers.json. [default: --recognizers]"),
     ] = None,
     classifier: options.Classifier = None,
     advfaces: options.AdvFacesFile = None,
@@ -128,9 +131,11 @@ def bench(
         faces = usual[0] if faces is None else faces
         unseen_targets = usual[1] if unseen_targets is None else unseen_targets
         run = Bench(
-            data, recognizers, black_box, faces, unseen_targets, target, quick, target_others, surrogate,
-            PeerFiles(classifier, advfaces), fold, generator, key, handling, quality, strength, eps, refine, seed,
-            device, sources, peer_faces,
+            data=data, recognizers=recognizers, black_box=black_box, faces=faces, peer_faces=peer_faces,
+            unseen_targets=unseen_targets, target=target, default_only=quick, target_others=target_others,
+            surrogate=surrogate, white_boxes=white_boxes, peer_files=PeerFiles(classifier, advfaces), fold=fold,
+            generator=generator, key=key, handling=handling, quality=quality, strength=strength, eps=eps,
+            refine=refine, seed=seed, device=device, sources=sources,
         )  # fmt: skip
         if resume and output is None:
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
@@ -139,15 +144,11 @@ def bench(
             make_folder(output)  # what cannot be written is said before hours of work
         methods = list(dict.fromkeys(method or [EMASK]))
         measured: dict[str, Measured] = {}
-        whole = None
-        for name, one in run.measure(methods, kept):
-            if name == ALL:
-                whole = one
-            else:
-                measured[name] = one
+        for turn, one in run.measure(methods, kept):
+            measured[turn.label] = one
             if output is not None and len(methods) > 1:  # what is done is kept, whatever becomes of the next
-                write({name: one}, output / name)
-        text, table = write(measured, output, whole)
+                write({turn.method: one}, output / turn.label)
+        text, table = write(measured, output)
         if kept is not None:
             shutil.rmtree(kept, ignore_errors=True)
         print(text if as_json else table)
@@ -162,63 +163,67 @@ class Measured:
     similarities: dict[str, np.ndarray]
 
 
-def write(measured: dict[str, Measured], output: Path | None, whole: Measured | None = None) -> tuple[str, str]:
-    """JSON and Markdown of a run, in a folder as well unless None.
+@dataclass(frozen=True)
+class Turn:
+    """What is measured at a time.
+
+    Attributes:
+        label: how it is called, and its folder.
+        method: measured on the first `photos`, or on all.
+    """
+
+    label: str
+    method: str
+    photos: int | None = None
+
+
+def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]:
+    """JSON and Markdown of a run, and what belongs beside them, in a folder as well unless None.
 
     Args:
-        whole: emask on all photos, where the methods side by side have some of them.
+        measured: by label of the turn.
     """
-    import io
     import json
 
-    import numpy as np
-
-    from emask.bench.resume import COSINES
-    from emask.bench.sidebyside import plot
-    from emask.bench.sidebyside import render as beside
+    from emask.bench import sidebyside
+    from emask.bench.resume import COSINES, cosines_file
     from emask.bench.table import render
-    from emask.images import write_bytes
+    from emask.images import write_files
 
+    measured = dict(measured)
+    whole = {EMASK: one} if (one := measured.pop(sidebyside.ALL, None)) is not None else {}
     single = len(measured) == 1
     documents = {name: one.document for name, one in measured.items()}
     costs = {name: one.cost for name, one in measured.items()}
     first = next(iter(measured.values()))
-    several = {"methods": documents} | ({} if whole is None else {ALL: {EMASK: whole.document}})
+    on_all = {name: one.document for name, one in whole.items()}
+    several = {"methods": documents, **({sidebyside.ALL: on_all} if whole else {})}
     text = json.dumps(first.document if single else several, indent=1)
-    table = render(first.document) if single else beside(documents, costs)
-    if whole is not None:
-        costs[f"{EMASK}, all photos"] = whole.cost
-        table += f"\n# emask, all photos\n\n{render(whole.document)}"
+    table = render(first.document) if single else sidebyside.render(documents, costs, on_all)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        files = {
+        if whole:
+            costs[sidebyside.ALL] = {name: one.cost for name, one in whole.items()}
+        files: dict[str, bytes | None] = {
             "bench.json": text.encode() + b"\n",
             "bench.md": table.encode(),
             "cost.json": json.dumps(costs, indent=1).encode() + b"\n",
         }
         if single:
-            cosines = io.BytesIO()
-            np.savez_compressed(cosines, **first.similarities)  # type: ignore[arg-type]
-            files |= {COSINES: cosines.getvalue(), **pictures(first)}
+            files |= {COSINES: cosines_file(first.similarities), **pictures(first)}
         else:
-            picture = plot(documents)
-            files |= {} if picture is None else {"methods.png": picture}
-        for name, content in files.items():
-            write_bytes(output / name, content, force=True)  # whole or not at all
+            files["methods.png"] = sidebyside.plot(documents)
+        write_files(output, files)
     return text, table
 
 
-def pictures(one: Measured) -> dict[str, bytes]:
-    """By file name, the plots that a method's figures allow, as PNG."""
+def pictures(one: Measured) -> dict[str, bytes | None]:
+    """By file name, the plots that a method's figures allow, as PNG; None for those they do not."""
     from emask.bench import histograms, robustness
-    from emask.bench.protocol import UNSEEN
 
-    label = UNSEEN if one.document["unseen"] is not None else str(one.document["default_target"])
-    drawn = {
+    return {
         "handling.png": robustness.plot(one.document),
-        "similarities.png": histograms.plot(one.similarities, one.document["thresholds"], label),
+        "similarities.png": histograms.of_run(one.document, one.similarities),
     }
-    return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
 @dataclass(frozen=True)
@@ -247,34 +252,35 @@ class Bench:
     device: str
     sources: str | None = None
     peer_faces: int | None = None
+    white_boxes: Path | None = None
 
-    def turns(self, methods: Sequence[str]) -> list[tuple[str, str, int | None]]:
-        """What is measured, in order: how it is called, by which method, and how many of the photos (None: all).
-
-        Raises:
-            UsageError: --peer-faces where nothing is compared with emask.
-        """
-        if self.peer_faces is None:
-            return [(name, name, None) for name in methods]
-        if EMASK not in methods or len(methods) < 2:
-            raise UsageError("--peer-faces is for emask beside other methods", "name them with --method; see --faces")
-        few = min(self.peer_faces, self.faces)
-        return [(ALL, EMASK, None), *((name, name, few) for name in methods)]
-
-    def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[str, Measured]]:
-        """Each of `turns`, all on the same photos, targets and judges.
+    def turns(self, methods: Sequence[str], photos: int) -> list[Turn]:
+        """What is measured, in order.
 
         Args:
+            methods: by name.
+            photos: that there are.
+        """
+        from emask.bench.sidebyside import ALL
+
+        if self.peer_faces is None or self.peer_faces >= photos:
+            return [Turn(name, name) for name in methods]
+        # emask on all of them comes last: what it leaves in memory is no part of what the others are compared by
+        return [*(Turn(name, name, self.peer_faces) for name in methods), Turn(ALL, EMASK)]
+
+    def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[Turn, Measured]]:
+        """Each of `turns`, with the same targets and judges, on the same photos or the first of them.
+
+        Args:
+            methods: by name.
             kept: folder where what is done is kept, and taken from; None does without.
 
         Raises:
             EmaskError: for methods, data, recognizers, targets or models that cannot be used.
         """
-        import hashlib
         import sys
         import tempfile
 
-        import numpy as np
         from tqdm import tqdm
 
         from emask import weights
@@ -291,25 +297,30 @@ class Bench:
         from emask.train.prepare import DEFAULT_FOLD, open_surrogates
 
         handlings = choose(self.handling or [], "--handling")
-        turns = self.turns(methods)
         for name in methods:
             if name not in method_names():
                 raise UsageError(f"no method named {name!r}", f"there are: {', '.join(method_names())}")
             self.peer_files.of(name)
+        if self.peer_faces is not None and (EMASK not in methods or len(methods) < 2):
+            hint = "add --method emask and another one; for fewer photos altogether: --faces"
+            raise UsageError("--peer-faces is for emask beside other methods", hint)
         if EMASK in methods:  # what is wrong with them is said before recognizers are opened
             weights.strength(self.strength)
             self._files()
         cards = folder_cards(self.recognizers)
         trained = [c.name for c in cards if c.fold == DEFAULT_FOLD]
-        white_box = self.surrogate or [c.name for c in cards if c.fold == self.fold.value]
+        offered = cards if self.white_boxes is None else folder_cards(self.white_boxes)
+        white_box = self.surrogate or [c.name for c in offered if c.fold == self.fold.value]
         names = self.black_box or [c.name for c in cards if c.fold == self.fold.other.value]
         if not names:
             hint = "name some with --black-box"
             raise UsageError(f"no recognizer of fold {self.fold.other.value} in {self.recognizers}", hint)
         peers = [name for name in methods if name in PEER_NAMES and name not in TRAINED]
         if peers and not white_box:
-            raise UsageError(f"no recognizer of fold {self.fold.value} for {peers[0]}", "name some with --surrogate")
-        surrogates = open_surrogates(self.recognizers, white_box) if peers else []
+            where = f"in {self.white_boxes or self.recognizers} for {peers[0]}"
+            hint = "name some with --surrogate, or their folder with --white-boxes"
+            raise UsageError(f"no recognizer of fold {self.fold.value} {where}", hint)
+        surrogates = open_surrogates(self.white_boxes or self.recognizers, white_box) if peers else []
         ready = {name: self._prepare(name, surrogates) for name in methods}
         judges = load_folder(self.recognizers, names, self.device)
         detector = Detector(device=self.device)  # type: ignore[arg-type]
@@ -326,18 +337,18 @@ class Bench:
             selection = protocol.select(
                 self.data, self.faces, self.unseen_targets, self.seed, detector, progress, self.sources
             )
-            photos = hashlib.sha256(np.ascontiguousarray(selection.calibration_crops).data).hexdigest()
             with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                 ground = protocol.survey(selection, judges, Path(folder), detector, self.quality, progress=progress)
-            for label, name, few in turns:
-                measured, settings, files = ready[name]
-                prefix = f"{label}: " if len(methods) > 1 else ""
+            for turn in self.turns(methods, len(selection.sources)):
+                measured, settings, files = ready[turn.method]
+                prefix = f"{turn.label}: " if len(methods) > 1 else ""
+                few = turn.photos
                 mine = selection if few is None else replace(selection, sources=selection.sources[:few])
                 after = handlings if few is None else []
                 watched, cost = timed(measured)
                 head: dict[str, Any] = {
                     "settings": {
-                        "method": name, "faces": few or self.faces, "unseen_targets": self.unseen_targets,
+                        "method": turn.method, "faces": few or self.faces, "unseen_targets": self.unseen_targets,
                         "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, "sources": self.sources,
                         **settings,
                     },
@@ -348,8 +359,8 @@ class Bench:
                     "versions": versions(),
                 }  # fmt: skip
                 run = {
-                    **head, "photos": photos, "default": default, "handlings": [h.name for h in after],
-                    "targets": [(t.name, *(fingerprint(p) for p in (t.given, t.other))) for t in builtin],
+                    **head, "photos": selection.fingerprint(), "default": default, "handlings": [h.name for h in after],
+                    "targets": [(t.name, *(p.fingerprint() if p else "" for p in (t.given, t.other))) for t in builtin],
                 }  # fmt: skip
                 parts = None if kept is None else KeptParts(kept, run)
                 similarities: dict[str, np.ndarray] = {}
@@ -373,11 +384,11 @@ class Bench:
                     "version": 1,
                     "protocol": "photo",
                     **head,
-                    "warnings": doubts(result, trained if name == EMASK else settings.get("surrogates", ())),
+                    "warnings": doubts(result, trained if turn.method == EMASK else settings.get("surrogates", ())),
                     **result,
                 }  # fmt: skip
                 spent = {what: of.to_json() for what, of in cost.items()}
-                yield label, Measured(document, spent, similarities)
+                yield turn, Measured(document, spent if parts is None else parts.cost(spent), similarities)
         finally:
             for bar in bars.values():
                 bar.close()
@@ -398,13 +409,10 @@ class Bench:
 
     def _prepare(self, name: str, surrogates: list[Surrogate]) -> tuple[Method, dict[str, Any], dict[str, Path]]:
         """A method, its settings for the document, and the model files it uses."""
-        import numpy as np
-
         from emask import weights
-        from emask.bench.methods import baseline, parameters, peer_method, peer_of
+        from emask.bench.methods import baseline, emask_method, parameters, peer_method, peer_of
         from emask.bench.on_photos import PEER_NAMES
         from emask.bench.peers.advfaces import AdvFaces
-        from emask.bench.protocol import Method
         from emask.engine import masking_engine
         from emask.engine.refine import Refinement
 
@@ -425,15 +433,10 @@ class Bench:
         engine = masking_engine(steps, self.device, self.generator, self.key)  # type: ignore[arg-type]
         if steps and (refiner := weights.refiner_path()) is not None:
             files = {**files, weights.REFINER: refiner}
-        measured = Method(
-            protect=lambda crops, wanted: engine.protect(crops, np.asarray(wanted), w=w, eps=eps),
-            erase=engine.erase,
-            embed=engine.embed_target,
-        )
         settings = {"strength": self.strength, "w": w, "eps": eps, "refine": steps, "engine": engine.name}
         if steps:
             settings["refining"] = asdict(Refinement(steps=steps))
-        return measured, settings, files
+        return emask_method(engine, w, eps), settings, files
 
     def _targets(self, detector: Detector, usual: Sequence[str]) -> list[Target]:
         """The built-in targets named, or else the usual ones.
@@ -463,10 +466,3 @@ class Bench:
             hint = f'give the files names of their own; "{protocol.UNSEEN}" is taken'
             raise UsageError(f"targets of the same name, or of one that is taken: {', '.join(names)}", hint)
         return found
-
-
-def fingerprint(photo: Located | None) -> str:
-    """A hash of a located face's crop; "" for none."""
-    import hashlib
-
-    return "" if photo is None else hashlib.sha256(photo.crop.tobytes()).hexdigest()

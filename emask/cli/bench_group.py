@@ -30,7 +30,7 @@ def report(
         Path | None, typer.Option("-o", "--output", help="The page. [default: report.html beside the JSON]")
     ] = None,
 ) -> None:
-    """Make one HTML page of a run: what was run, every table, plots."""
+    """Make one HTML page of a run: every table, plots, what was run."""
     from emask.bench.report import write_page
 
     typer.echo(write_page(document, output))

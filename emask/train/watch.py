@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from emask.drawing import as_png, blank
 from emask.images import write_bytes
 
 LOG_EVERY = 20.0  # seconds between rows of the loss table
@@ -204,11 +205,6 @@ def draw_curves(csv_path: Path, png_path: Path, validation: Path | None = None, 
     Returns:
         False where nothing was drawn: matplotlib is not installed, or there are no rows yet.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     losses = read_columns(csv_path)
     scores = read_columns(csv_path.with_name(VALIDATION) if validation is None else validation)
     if stage is not None and "stage" in scores:
@@ -224,8 +220,9 @@ def draw_curves(csv_path: Path, png_path: Path, validation: Path | None = None, 
         return False
 
     down = math.ceil(len(panels) / PANELS)
-    figure = Figure(figsize=(3.2 * PANELS, 2.2 * down), dpi=100, layout="constrained")  # inches
-    FigureCanvasAgg(figure)  # not pyplot, which keeps figures and picks a window system
+    figure = blank(3.2 * PANELS, 2.2 * down)
+    if figure is None:
+        return False
     for number, (title, steps, lines) in enumerate(panels):
         axes = figure.add_subplot(down, PANELS, number + 1)
         for name, values in lines.items():
@@ -243,9 +240,7 @@ def draw_curves(csv_path: Path, png_path: Path, validation: Path | None = None, 
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend(fontsize=6)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_bytes(png_path, picture.getvalue(), force=True)
+    write_bytes(png_path, as_png(figure), force=True)
     return True
 
 

@@ -67,6 +67,12 @@ def test_ours_stands_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "| CelebA-HQ, untouched | 87.7 | 94.3 | 3.0 | 12.0 (22.0) | 33.0 (43.0) |" in lines
     assert "| JPEG; here jpeg:75 | 87.5 | 87.5 | 3.0 | 12.0 (22.0) | 33.0 (43.0) |" in lines
     assert "| rotation | 71.6 | 39.3 |  |  |  |" in lines
+    assert "| FFHQ, untouched | 85.6 | 96.4 |  |  |  |" in lines
+    path.write_text(json.dumps(document | {"settings": {"sources": "ffhq"}}))
+    assert paper.main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| FFHQ, untouched | 85.6 | 96.4 | 3.0 | 12.0 (22.0) | 33.0 (43.0) |" in lines
+    assert "| CelebA-HQ, untouched | 87.7 | 94.3 |  |  |  |" in lines and "| JPEG | 87.5 | 87.5 |  |  |  |" in lines
     assert paper.main([]) == 0
     assert "| CelebA-HQ, untouched | 87.7 | 94.3 |  |  |  |" in capsys.readouterr().out
     assert paper.main([str(tmp_path / "none.json")]) == 2

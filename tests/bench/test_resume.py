@@ -36,3 +36,17 @@ def test_a_damaged_part_is_done_again(tmp_path: Path, suffix: str) -> None:
     (file,) = tmp_path.rglob(f"ada.{suffix}")
     file.write_bytes(file.read_bytes()[:10])
     assert parts.get("ada") is None
+
+
+def test_the_cost_is_that_of_when_it_was_measured(tmp_path: Path) -> None:
+    """The twin: a run of which a part was done anew."""
+    spent, nothing = {"protect": {"faces": 3}}, {"protect": {"faces": 0}}
+    parts = KeptParts(tmp_path, RUN)
+    parts.put("ada", FIGURES, COSINES)
+    assert parts.cost(spent) == spent
+    again = KeptParts(tmp_path, RUN)
+    assert again.get("ada") is not None and again.cost(nothing) == spent
+    partly = KeptParts(tmp_path, RUN)
+    assert partly.get("ada") is not None
+    partly.put("bea", FIGURES, COSINES)
+    assert partly.cost(nothing) == nothing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +16,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from emask.bench import card
+from emask.bench import card, protocol, strengths
 from emask.bench.peers.advfaces import KIND, PerturbationGenerator
 from emask.bench.report import write_page
 from emask.cli.bench import bench
+from emask.engine import GraphEngine
 from emask.errors import UsageError
 
 app = typer.Typer()
@@ -228,33 +231,65 @@ def test_methods_side_by_side(models: Path, data: Path, judges: Path, tmp_path: 
     assert [cell.split(" [")[0] for cell in nothing[1:5]] == clean[1:5]
 
 
-def test_methods_side_by_side_on_the_first_photos(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
-    """As with so many --faces, in every figure but those that all photos go into; emask with all of them beside it."""
+def test_methods_side_by_side_on_the_first_photos(
+    models: Path, data: Path, judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very document of a run with so many --faces, and emask's of all; gone on with after an interruption."""
     always = ["--data", str(data), "--recognizers", str(judges), "--unseen-targets", "2", "--target", "none"]
     always += ["--device", "cpu", "--refine", "0", "--json", "--method", "emask"]
     every = ["--faces", "5", "--handling", "jpeg:75"]
-    both = CliRunner().invoke(
-        app, [*always, *every, "--method", "nothing", "--peer-faces", "3", "-o", str(tmp_path / "both")]
-    )
+    out = tmp_path / "out"
+    side_by_side = [*always, *every, "--method", "nothing", "--peer-faces", "3", "-o", str(out)]
+    run = protocol.run
+
+    def stopped_on_all(method: protocol.Method, selection: protocol.Selection, *rest: Any, **named: Any) -> Any:
+        if len(selection.sources) == 5:
+            raise UsageError("stopped")
+        return run(method, selection, *rest, **named)
+
+    monkeypatch.setattr(protocol, "run", stopped_on_all)
+    assert CliRunner().invoke(app, side_by_side).exit_code == 2
+    before = json.loads((out / "emask" / "cost.json").read_text())["emask"]
+    assert before["protect"]["faces"] == 3 and not (out / "bench.json").exists()
+    monkeypatch.setattr(protocol, "run", run)
+    both = CliRunner().invoke(app, [*side_by_side, "--resume"])
     assert both.exit_code == 0, both.output
     document = json.loads(both.stdout)
     alone = CliRunner().invoke(app, [*always, *every])
     assert document["all"] == {"emask": json.loads(alone.stdout)}
-    assert json.loads((tmp_path / "both" / "all" / "bench.json").read_text()) == document["all"]["emask"]
+    assert json.loads((out / "all" / "bench.json").read_text()) == document["all"]["emask"]
     few = CliRunner().invoke(app, [*always, "--method", "nothing", "--faces", "3"])
     assert document["methods"] == json.loads(few.stdout)["methods"]
     assert document["methods"]["emask"]["photos"] == document["all"]["emask"]["photos"][:3]
-    report = write_page(tmp_path / "both" / "bench.json")
-    assert "emask, all photos: all figures" in report.read_text()
+    costs = json.loads((out / "cost.json").read_text())
+    assert costs["emask"] == before  # what was known is not lost
+    assert costs["all"]["emask"]["protect"]["faces"] == 5
+    assert (out / "bench.md").read_text().count("\n# emask on all 5 photos\n") == 1
+    pytest.importorskip("matplotlib")
+    page = write_page(out / "bench.json").read_text()
+    assert "emask on all 5 photos: all figures" in page
+    pictures = page.count("<img ")
+    (out / "all" / "similarities.npz").unlink()
+    assert write_page(out / "bench.json").read_text().count("<img ") == pictures - 1
 
 
-@pytest.mark.parametrize("methods", [["emask"], ["nothing"], ["nothing", "pgd"]])
-def test_a_part_of_the_photos_is_for_emask_beside_others(judges: Path, data: Path, methods: list[str]) -> None:
+def test_no_more_photos_than_there_are_side_by_side(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+    """Then emask's row is of all of them, and nothing is measured twice."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--unseen-targets", "1", "--target", "none"]
+    always += ["--device", "cpu", "--refine", "0", "--faces", "3", "--peer-faces", "3", "--json", "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, [*always, "--method", "emask", "--method", "nothing"])
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)) == ["methods"] and not (tmp_path / "all").exists()
+    assert json.loads((tmp_path / "cost.json").read_text())["emask"]["protect"]["faces"] == 3
+
+
+@pytest.mark.parametrize("methods", [["emask"], ["nothing"], ["nothing", "fgsm"]])
+def test_a_part_of_the_photos_is_for_emask_beside_others(
+    models: Path, judges: Path, data: Path, methods: list[str]
+) -> None:
     named = [word for name in methods for word in ("--method", name)]
-    result = CliRunner().invoke(
-        app, ["--data", str(data), "--recognizers", str(judges), "--peer-faces", "3", *named]
-    )
-    assert result.exit_code == 2 and "--peer-faces" in result.output
+    code, output = run_bench("--data", str(data), "--recognizers", str(judges), "--peer-faces", "3", *named)
+    assert code == 2 and "is for emask beside other methods" in output and "hint: " in output
 
 
 @pytest.mark.parametrize(
@@ -299,6 +334,26 @@ def test_with_white_boxes_of_fold_b_those_of_fold_a_judge(models: Path, data: Pa
     """The one of fold A is not there; the twin, fold A, is every other test."""
     code, output = run_bench("--data", str(data), "--recognizers", str(judges), "--fold", "B", "--method", "nothing")
     assert code != 0 and "absent.onnx" in output and "Traceback" not in output
+
+
+def test_white_boxes_of_a_folder_of_their_own(
+    models: Path, data: Path, judges: Path, tmp_path: Path, make_block_recognizer: Callable[[Path, int], Path]
+) -> None:
+    """The twin: without it a peer asks for those of the judges' folder, of which there is one."""
+    card = {"size": [112, 112], "mean": [127.5] * 3, "std": [127.5] * 3, "input_name": "data", "fold": "A"}
+    cards = []
+    for name, side in (("coarse", 28), ("fine", 16)):
+        make_block_recognizer(tmp_path / f"{name}.onnx", side)
+        cards.append({"name": name, "file": f"{name}.onnx", **card})
+    (tmp_path / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+    always = ["--data", str(data), "--recognizers", str(judges), "--device", "cpu", "--json", "--method", "pgd"]
+    always += ["--faces", "2", "--unseen-targets", "1", "--target", "none"]
+    result = CliRunner().invoke(app, [*always, "--white-boxes", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["settings"]["surrogates"] == ["coarse", "fine"] and list(document["judges"]) == ["blocks"]
+    code, output = run_bench(*always)
+    assert code != 0 and "name two or more surrogates" in output
 
 
 def test_too_few_people_is_a_usage_error(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
@@ -347,3 +402,38 @@ def test_an_interrupted_run_goes_on_and_is_not_begun_anew(
     assert resumed.exit_code == 0 and taken == ["ada"], resumed.output
     document = json.loads(resumed.stdout)
     assert document["targets"]["ada"] and document["unseen"] and not (tmp_path / "out" / ".parts").exists()
+
+
+def test_curves_go_on_where_they_were_interrupted(
+    models: Path, data: Path, judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first budget is taken as it was, the second one measured; the curves are those of one go."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--faces", "3", "--unseen-targets", "2"]
+    always += ["--device", "cpu", "--refine", "0", "--eps", "8", "20", "--w"]
+    assert strengths.main([*always, "-o", str(tmp_path / "one")]) == 0
+    run, measured = protocol.run, 0
+
+    def run_and_stop(*rest: object, **named: object) -> object:
+        nonlocal measured
+        if measured:
+            raise UsageError("stopped")
+        measured += 1
+        return run(*rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(protocol, "run", run_and_stop)
+    folder = tmp_path / "two"
+    assert strengths.main([*always, "-o", str(folder)]) == 2
+    assert len(json.loads((folder / "curves.json").read_text())) == 1
+    monkeypatch.setattr(protocol, "run", run)
+    assert strengths.main([*always, "-o", str(folder)]) == 2  # without --resume
+    protected = []
+    protect = GraphEngine.protect
+
+    def watched(self: GraphEngine, crops: np.ndarray, *rest: object, **named: float) -> np.ndarray:
+        protected.append(named["eps"])
+        return protect(self, crops, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GraphEngine, "protect", watched)
+    assert strengths.main([*always, "--resume", "-o", str(folder)]) == 0
+    assert set(protected) == {20.0} and not (folder / ".parts").exists()
+    assert (folder / "curves.json").read_text() == (tmp_path / "one" / "curves.json").read_text()

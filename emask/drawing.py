@@ -1,4 +1,4 @@
-"""A matplotlib figure as the bytes of a PNG, and names that it can draw."""
+"""A matplotlib figure: an empty one, its bytes as PNG, and names that it can draw."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ if TYPE_CHECKING:
 
 
 NAME = 24  # characters, most of a name in a plot
+
+
+def blank(width: float, height: float, dpi: int = 100) -> Figure | None:
+    """An empty figure, width and height in inches; None where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot, which keeps figures and picks a window system
+    return figure
 
 
 def as_png(figure: Figure) -> bytes:
