@@ -53,7 +53,7 @@ body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 
 table { border-collapse: collapse; margin: 0.5em 0 1.5em; font-size: 14px; }
 caption { text-align: left; font-weight: bold; padding: 0.3em 0; }
 th, td { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; overflow-wrap: anywhere; }
-th { background: #f2f2f2; }
+th { background: #f2f2f2; overflow-wrap: break-word; }
 img { max-width: 100%; }
 .warning { border-left: 4px solid #c60; background: #fff4e5; padding: 0.5em 1em; }
 """
@@ -371,12 +371,11 @@ def page_of_methods(
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
     """
     first = next(iter(documents.values()))
-    warnings = [(name, warning) for name, one in documents.items() for warning in _warnings(one)]
+    warnings = [*sidebyside.doubted(documents), *sidebyside.doubted(whole or {})]
     drawn = sidebyside.plot(documents)
     note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
     parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training.")]
     parts += [element("p", f"At the end of the page: {name}.") for name in whole or {}]
-    warnings += [(name, warning) for name, one in (whole or {}).items() for warning in _warnings(one)]
     parts += [f'<p class="warning">{escape(f"Warning, {name}: {text(warning)}")}</p>' for name, warning in warnings]
     parts.append(_picture(drawn, note))
     parts += [element("h2", "Nearness and cost"), table(*sidebyside.spent(documents, costs or {}))]

@@ -15,6 +15,8 @@ from emask.drawing import as_png, blank, plain
 # By method, what was measured on all photos where the methods side by side have some of them: a key of bench.json and
 # cost.json, and a folder beside those of the methods.
 ALL = "all"
+# Methods whose photos are the clean ones: far to the right of a plot, on the dotted line.
+UNCHANGED = ("nothing", "grey-square")
 FIGURES = {
     "impersonation_given": "taken for the target, photo given",
     "impersonation_other": "taken for the target, another photo",
@@ -43,8 +45,7 @@ def render(
     first = next(iter(documents.values()))
     lines = ["# Side by side", "", f"People kept out of training: {whom(documents)}.", ""]
     lines += [f"- {name}: {_settings(document['settings'])}" for name, document in documents.items()] + [""]
-    for name, document in documents.items():
-        lines += [f"**Warning**, {name}: {warning}.\n" for warning in document.get("warnings", [])]
+    lines += [f"**Warning**, {names}: {warning}.\n" for names, warning in doubted(documents)]
     lines += ["Face region against the original, and what it costs on this machine:", ""]
     lines += markdown_table(*spent(documents, costs))
     for far in next(iter(first["thresholds"].values())):
@@ -52,6 +53,20 @@ def render(
             lines += [f"FAR {far}, {judge}:", "", *markdown_table(*rates(documents, judge, far))]
     parts = ["\n".join(lines).rstrip() + "\n"]
     return "\n".join(parts + [of_one(one, title(name, one)) for name, one in (whole or {}).items()])
+
+
+def doubted(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Whose warnings, and the warning: each one once, however many methods have it."""
+    found: dict[str, list[str]] = {}
+    for name, document in documents.items():
+        warnings = document.get("warnings") or []
+        for warning in [warnings] if isinstance(warnings, str) else warnings:
+            found.setdefault(str(warning), []).append(name)
+    everybody = len(documents)
+    return [
+        ("all methods" if len(names) == everybody > 1 else ", ".join(names), warning)
+        for warning, names in found.items()
+    ]
 
 
 # What all methods have in common.
@@ -83,8 +98,12 @@ def plot(documents: Mapping[str, Mapping[str, Any]]) -> bytes | None:
         axes = drawn.add_subplot(1, len(figures), number + 1)
         for name, entry in entries.items():
             quality, height = entry["after_jpeg"]["psnr_mean"], mean_percent(entry["recognizers"], figure, far)
-            if height is not None and name != "nothing":  # far to the right, on the dotted line
-                axes.plot([quality], [height], "*" if name == "emask" else "o", ms=9, alpha=0.8, label=plain(name))
+            if height is None or name in UNCHANGED:
+                continue
+            if name == "emask":  # seen also where another one lies on it
+                axes.plot([quality], [height], "*", ms=13, mec="black", zorder=3, label=name)
+            else:
+                axes.plot([quality], [height], "o", ms=9, alpha=0.8, label=plain(name))
         clean = mean_percent(next(iter(entries.values()))["recognizers"], f"{figure}_clean", far)
         if clean is not None:
             axes.axhline(clean, color="black", linewidth=1, linestyle=":")

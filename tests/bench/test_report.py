@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from emask.bench.metrics import rate
-from emask.bench.report import main, page, plot
+from emask.bench.report import main, page, page_of_methods, plot
+from emask.bench.sidebyside import doubted
 from emask.bench.table import interval
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script>" onload=\'x\' & $\\frac{1$ | \n'
@@ -282,6 +283,16 @@ def test_several_methods_side_by_side(tmp_path: Path) -> None:
     assert sum(text.endswith(": all figures") for text in found.texts) == 2
     assert len(found.pictures()) == 5  # methods against PSNR, and for each method its targets'
     assert "script" not in found.tags
+
+
+def test_a_warning_of_all_methods_is_told_once() -> None:
+    """With whose it is; the twin: a method by itself is no "all"."""
+    documents = {name: {**one, "warnings": ["few photos", f"of {name}"]} for name, one in methods().items()}
+    both = [("all methods", "few photos"), *((name, f"of {name}") for name in documents)]
+    assert doubted(documents) == both
+    assert doubted({"emask": documents["emask"]}) == [("emask", "few photos"), ("emask", "of emask")]
+    told = [text for text in Page(page_of_methods(documents)).texts if text.startswith("Warning, ")]
+    assert told == [f"Warning, {whose}: {warning}" for whose, warning in both]
 
 
 @pytest.mark.usefixtures("without_matplotlib")
