@@ -371,12 +371,11 @@ def page_of_methods(
         KeyError, TypeError, ValueError, AttributeError: as for `page`.
     """
     first = next(iter(documents.values()))
-    warnings = [*sidebyside.doubted(documents), *sidebyside.doubted(whole or {})]
     drawn = sidebyside.plot(documents)
     note = "Each method's rate against PSNR, mean over recognizers; dotted: clean photos"
     parts = [element("p", f"{sidebyside.whom(documents)}; people kept out of training.")]
     parts += [element("p", f"At the end of the page: {name}.") for name in whole or {}]
-    parts += [f'<p class="warning">{escape(f"Warning, {name}: {text(warning)}")}</p>' for name, warning in warnings]
+    parts += [*_warnings(documents), *_warnings(whole or {})]
     parts.append(_picture(drawn, note))
     parts += [element("h2", "Nearness and cost"), table(*sidebyside.spent(documents, costs or {}))]
     for far in next(iter(first["thresholds"].values())):
@@ -407,7 +406,7 @@ def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | 
             "stands the rate of the unprotected photos (clean), saved through the same JPEG. FAR is the false accept "
             "rate that a recognizer's threshold is set for.",
         ),
-        *(f'<p class="warning">{escape("Warning: " + text(warning))}</p>' for warning in _warnings(document)),
+        *_warnings({"": document}),
         *_sections(document),
         *_summary(document),
         *_similarities(document, similarities),
@@ -426,9 +425,12 @@ def _body(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | 
     return parts
 
 
-def _warnings(document: Mapping[str, Any]) -> Sequence[Any]:
-    warnings = document.get("warnings") or []
-    return [warnings] if isinstance(warnings, str) else warnings
+def _warnings(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of several methods, or of one without a name."""
+    return [
+        f'<p class="warning">{escape(f"Warning, {names}: {warning}" if names else f"Warning: {warning}")}</p>'
+        for names, warning in sidebyside.doubted(documents)
+    ]
 
 
 def _similarities(document: Mapping[str, Any], similarities: Mapping[str, np.ndarray] | None) -> list[str]:

@@ -18,7 +18,7 @@ from emask.images import write_files
 
 PARTS = ".parts"  # in the output folder, until the run is through
 COSINES = "similarities.npz"  # beside a bench.json
-COST = "cost.json"  # of a turn that was measured to its end
+COST = ".cost.json"  # of a turn that was measured to its end; no target goes by that name
 
 
 def kept_in(output: Path, resume: bool) -> Path:
