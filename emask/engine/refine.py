@@ -9,9 +9,7 @@ at the generator.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from emask.engine.torch import convert
 from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
 from emask.train.noise import Redetection, moved
-from emask.train.surrogates import fold
+from emask.train.surrogates import fold, quiet
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,6 @@ class Refinement:
     every: int = 2
     noise: float = 0.03
     refiner: float = 1.0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning that PyTorch has for how onnx2torch indexes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
-        yield
 
 
 SQUARE = slice(MARGIN, MARGIN + INNER)
@@ -109,7 +99,7 @@ class RefiningEngine:
         ]
         # how many of the target's numbers are the refiner's
         blank = torch.zeros(1, 3, INNER, INNER, device=self._device)
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             self._others = 0 if refiner is None else int(self._recognizers[1](blank).shape[1])
         self._restorer = None if restorer is None else fold(convert(restorer, self._device, WITHOUT)[0])
 
@@ -134,7 +124,7 @@ class RefiningEngine:
         edit = np.zeros_like(change) if b is None else self.engine.protect(crops, first, w=w, eps=0.0, a=a, b=b)
         wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
         parts = []
-        with _quiet():
+        with quiet():
             for start in range(0, len(crops), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
@@ -155,7 +145,7 @@ class RefiningEngine:
         return np.concatenate([own, mirror_mean(self._other, crops)], axis=1) if self._others else own
 
     def _other(self, crops: np.ndarray) -> np.ndarray:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             found = self._recognizers[1](torch.from_numpy(np.asarray(crops, np.float32)).to(self._device))
         return np.asarray(found.cpu().numpy())
 

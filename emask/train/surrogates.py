@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +141,14 @@ def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that PyTorch has for how onnx2torch indexes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+        yield
+
+
 class Surrogate(nn.Module):
     """A frozen, differentiable recognizer.
 
@@ -168,4 +179,5 @@ class Surrogate(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, crops: Tensor) -> Tensor:
-        return nn.functional.normalize(self.net(self.prepare(crops)).float(), dim=1)
+        with quiet():
+            return nn.functional.normalize(self.net(self.prepare(crops)).float(), dim=1)
