@@ -177,6 +177,22 @@ class Turn:
     photos: int | None = None
 
 
+def turns(methods: Sequence[str], photos: int, few: int | None) -> list[Turn]:
+    """What is measured, in order.
+
+    Args:
+        methods: by name.
+        photos: that there are.
+        few: photos to compare the methods on; None takes all, as does a number that there are no more of.
+    """
+    from emask.bench.sidebyside import ALL
+
+    if few is None or few >= photos:
+        return [Turn(name, name) for name in methods]
+    # emask on all of them comes last: what it leaves in memory is no part of what the others are compared by
+    return [*(Turn(name, name, few) for name in methods), Turn(ALL, EMASK)]
+
+
 def write(measured: dict[str, Measured], output: Path | None) -> tuple[str, str]:
     """JSON and Markdown of a run, and what belongs beside them, in a folder as well unless None.
 
@@ -254,20 +270,6 @@ class Bench:
     peer_faces: int | None = None
     white_boxes: Path | None = None
 
-    def turns(self, methods: Sequence[str], photos: int) -> list[Turn]:
-        """What is measured, in order.
-
-        Args:
-            methods: by name.
-            photos: that there are.
-        """
-        from emask.bench.sidebyside import ALL
-
-        if self.peer_faces is None or self.peer_faces >= photos:
-            return [Turn(name, name) for name in methods]
-        # emask on all of them comes last: what it leaves in memory is no part of what the others are compared by
-        return [*(Turn(name, name, self.peer_faces) for name in methods), Turn(ALL, EMASK)]
-
     def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[Turn, Measured]]:
         """Each of `turns`, with the same targets and judges, on the same photos or the first of them.
 
@@ -339,7 +341,7 @@ class Bench:
             )
             with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                 ground = protocol.survey(selection, judges, Path(folder), detector, self.quality, progress=progress)
-            for turn in self.turns(methods, len(selection.sources)):
+            for turn in turns(methods, len(selection.sources), self.peer_faces):
                 measured, settings, files = ready[turn.method]
                 prefix = f"{turn.label}: " if len(methods) > 1 else ""
                 few = turn.photos

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from emask.bench import card, protocol, strengths
 from emask.bench.peers.advfaces import KIND, PerturbationGenerator
 from emask.bench.report import write_page
-from emask.cli.bench import bench
+from emask.cli.bench import Turn, bench, turns
 from emask.engine import GraphEngine
 from emask.errors import UsageError
 
@@ -255,8 +255,7 @@ def test_methods_side_by_side_on_the_first_photos(
     both = CliRunner().invoke(app, [*side_by_side, "--resume"])
     assert both.exit_code == 0, both.output
     document = json.loads(both.stdout)
-    alone = CliRunner().invoke(app, [*always, *every])
-    assert document["all"] == {"emask": json.loads(alone.stdout)}
+    assert document["all"]["emask"]["faces"] == 5 and list(document["all"]["emask"]["handling"]) == ["jpeg:75"]
     assert json.loads((out / "all" / "bench.json").read_text()) == document["all"]["emask"]
     few = CliRunner().invoke(app, [*always, "--method", "nothing", "--faces", "3"])
     assert document["methods"] == json.loads(few.stdout)["methods"]
@@ -273,14 +272,13 @@ def test_methods_side_by_side_on_the_first_photos(
     assert write_page(out / "bench.json").read_text().count("<img ") == pictures - 1
 
 
-def test_no_more_photos_than_there_are_side_by_side(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+def test_no_more_photos_than_there_are_side_by_side() -> None:
     """Then emask's row is of all of them, and nothing is measured twice."""
-    always = ["--data", str(data), "--recognizers", str(judges), "--unseen-targets", "1", "--target", "none"]
-    always += ["--device", "cpu", "--refine", "0", "--faces", "3", "--peer-faces", "3", "--json", "-o", str(tmp_path)]
-    result = CliRunner().invoke(app, [*always, "--method", "emask", "--method", "nothing"])
-    assert result.exit_code == 0, result.output
-    assert list(json.loads(result.stdout)) == ["methods"] and not (tmp_path / "all").exists()
-    assert json.loads((tmp_path / "cost.json").read_text())["emask"]["protect"]["faces"] == 3
+    methods = ["emask", "nothing"]
+    each = [Turn("emask", "emask"), Turn("nothing", "nothing")]
+    assert turns(methods, 3, None) == turns(methods, 3, 3) == turns(methods, 3, 4) == each
+    few = [Turn("emask", "emask", 2), Turn("nothing", "nothing", 2)]
+    assert turns(methods, 3, 2) == [*few, Turn("all", "emask")]
 
 
 @pytest.mark.parametrize("methods", [["emask"], ["nothing"], ["nothing", "fgsm"]])
