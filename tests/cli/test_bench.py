@@ -84,7 +84,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             names.append(name)
             (folder / name).mkdir()
             for number in (1, 2):
-                pixels = np.asarray(Image.open(first.with_name(first.name.replace("_1.", f"_{number}."))))
+                photo = Image.open(first.with_name(first.name.replace("_1.", f"_{number}.")))
+                pixels = np.asarray(photo.reduce(2))  # faces are found in half the time
                 if version % 2:
                     pixels = pixels[:, ::-1]
                 if version > 1:
