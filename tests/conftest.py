@@ -236,3 +236,17 @@ def make_block_recognizer() -> Callable[[Path, int], Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_white_boxes(make_block_recognizer: Callable[[Path, int], Path]) -> Callable[[Path, dict[str, int]], None]:
+    """Writes block recognizers of fold A by name and side into a folder, and their recognizers.json."""
+
+    def make(folder: Path, sides: dict[str, int]) -> None:
+        card = {"size": [112, 112], "mean": [127.5] * 3, "std": [127.5] * 3, "input_name": "data", "fold": "A"}
+        for name, side in sides.items():
+            make_block_recognizer(folder / f"{name}.onnx", side)
+        cards = [{"name": name, "file": f"{name}.onnx", **card} for name in sides]
+        (folder / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+
+    return make

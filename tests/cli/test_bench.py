@@ -336,15 +336,11 @@ def test_with_white_boxes_of_fold_b_those_of_fold_a_judge(models: Path, data: Pa
 
 
 def test_white_boxes_of_a_folder_of_their_own(
-    models: Path, data: Path, judges: Path, tmp_path: Path, make_block_recognizer: Callable[[Path, int], Path]
-) -> None:
+    models: Path, data: Path, judges: Path, tmp_path: Path,
+    make_white_boxes: Callable[[Path, dict[str, int]], None],
+) -> None:  # fmt: skip
     """The twin: without it a peer asks for those of the judges' folder, of which there is one."""
-    card = {"size": [112, 112], "mean": [127.5] * 3, "std": [127.5] * 3, "input_name": "data", "fold": "A"}
-    cards = []
-    for name, side in (("coarse", 28), ("fine", 16)):
-        make_block_recognizer(tmp_path / f"{name}.onnx", side)
-        cards.append({"name": name, "file": f"{name}.onnx", **card})
-    (tmp_path / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+    make_white_boxes(tmp_path, {"coarse": 28, "fine": 16})
     always = ["--data", str(data), "--recognizers", str(judges), "--device", "cpu", "--json", "--method", "pgd"]
     always += ["--faces", "2", "--unseen-targets", "1", "--target", "none"]
     result = CliRunner().invoke(app, [*always, "--white-boxes", str(tmp_path)])

@@ -27,19 +27,14 @@ from emask.train.export import export_run
 @pytest.fixture
 def work(
     tmp_path: Path, face: np.ndarray, models: Path, monkeypatch: pytest.MonkeyPatch,
-    make_block_recognizer: Callable[[Path, int], Path],
+    make_white_boxes: Callable[[Path, dict[str, int]], None],
 ) -> Path:  # fmt: skip
     """The working directory: face.jpg, tgt.jpg, and recognizers/ with two of fold A that compare colours of blocks."""
     Image.fromarray(face).save(tmp_path / "face.jpg", quality=95)
     Image.fromarray(np.ascontiguousarray(face[:, ::-1])).save(tmp_path / "tgt.jpg", quality=95)
     folder = tmp_path / "recognizers"
     folder.mkdir()
-    card = {"size": [112, 112], "mean": [127.5] * 3, "std": [127.5] * 3, "input_name": "data", "fold": "A"}
-    cards = []
-    for name, side in (("one", 16), ("two", 28)):
-        make_block_recognizer(folder / f"{name}.onnx", side)
-        cards.append({"name": name, "file": f"{name}.onnx", **card})
-    (folder / "recognizers.json").write_text(json.dumps({"recognizers": cards}), encoding="utf-8")
+    make_white_boxes(folder, {"one": 16, "two": 28})
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMASK_RECOGNIZERS", raising=False)
     return tmp_path
