@@ -1,4 +1,4 @@
-"""A matplotlib figure: an empty one, its bytes as PNG, and names that it can draw."""
+"""Figures and pictures as PNG: an empty matplotlib figure, the bytes of one, names that it can draw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 NAME = 24  # characters, most of a name in a plot
@@ -29,6 +30,13 @@ def as_png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def encode_png(picture: Image) -> bytes:
+    """A Pillow picture as PNG."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def plain(name: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from emask.errors import ModelError, UsageError
+from emask.paths import PHOTO_SUFFIXES
 from emask.results import ModelStatus
 
 KINDS = ("generator", "restorer", "recognizer")
@@ -184,7 +186,7 @@ def find_target(name: str | Path | None = None) -> Path:
     if path.is_file():
         return path
     if path.exists():
-        raise UsageError(f"target {path} is a folder", "name one photo with one face")
+        raise UsageError(f"target {path} is a folder", "name a photo with one face")
     if path.name != str(name) or path.suffix.lower() in TARGET_SUFFIXES:
         raise UsageError(f"no such target file: {name}", "name a photo, or omit --target for the built-in one")
     names = target_names()
@@ -195,6 +197,42 @@ def find_target(name: str | Path | None = None) -> Path:
         if candidate.is_file():
             return candidate
     raise ModelError(f"built-in target {name} is missing from {models_dir() / 'targets'}", _REINSTALL)
+
+
+def find_targets(names: Sequence[str | Path] = ()) -> dict[Path, bool]:
+    """The photos of one target, in order.
+
+    Args:
+        names: each as for `find_target`, or a folder of photos, in which folders are left out; none of them for the
+            default target.
+
+    Returns:
+        Each photo once, and whether it was named by itself, not as one of a folder.
+
+    Raises:
+        UsageError, ModelError: as `find_target`; an empty name, a folder that cannot be read or has no photos.
+    """
+    if not names:
+        return {find_target(): True}
+    found: dict[Path, bool] = {}
+    for name in names:
+        if not str(name):
+            raise UsageError("--target is empty", "name a photo, a folder, or a built-in target")
+        folder = Path(name)
+        if not folder.is_dir():
+            found[find_target(name)] = True
+            continue
+        hint = "name one with photos of one person"
+        try:
+            inside = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+        except OSError as error:
+            raise UsageError(f"cannot read the target's folder {folder}: {error.strerror or error}", hint) from None
+        inside = [path for path in inside if path.suffix.lower() in PHOTO_SUFFIXES]
+        if not inside:
+            raise UsageError(f"no photos in the target's folder {folder}", hint)
+        for path in inside:
+            found.setdefault(path, False)
+    return found
 
 
 def strength(level: str) -> tuple[float, float]:

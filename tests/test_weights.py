@@ -90,6 +90,25 @@ def test_targets(models: Path, tmp_path: Path) -> None:
         weights.find_target(tmp_path)
 
 
+def test_the_photos_of_a_target(models: Path, tmp_path: Path) -> None:
+    ada = models / "targets" / "ada.jpg"
+    assert weights.find_targets() == weights.find_targets(["ada"]) == {ada: True}
+    folder = tmp_path / "person"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="no photos"):
+        weights.find_targets([folder])
+    for name in ("b.JPG", "a.png", ".hidden.jpg", "notes.txt"):
+        (folder / name).touch()
+    (folder / "further").mkdir()
+    inside = [folder / "a.png", folder / "b.JPG"]
+    assert list(weights.find_targets([folder]).items()) == [(path, False) for path in inside]
+    # one that is named by itself as well has to be usable
+    both = weights.find_targets([str(folder / "b.JPG"), str(folder), "ada"])
+    assert both == {inside[1]: True, inside[0]: False, ada: True}
+    with pytest.raises(UsageError, match="no such target"):
+        weights.find_targets([folder, "bob"])
+
+
 def test_figures_of_the_manifest(models: Path) -> None:
     assert weights.strength("medium") == (0.3, 20.0)
     assert weights.thresholds()["0.01"] == 0.4

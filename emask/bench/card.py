@@ -15,6 +15,7 @@ from typing import Any
 from emask import weights
 from emask.bench.report import damage, read
 from emask.errors import UsageError, as_program
+from emask.images import write_bytes
 
 FAR = "0.01"
 
@@ -104,7 +105,7 @@ def fill(path: Path, blocks: dict[str, str]) -> None:
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         text = pattern.sub(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)  # type: ignore[misc]
-    path.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), force=True)
 
 
 @as_program

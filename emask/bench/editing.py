@@ -25,8 +25,10 @@ from emask.attributes import ATTRIBUTES, EDITABLE, HAIR_COLOURS, choose, labels,
 from emask.bench.metrics import psnr, rate
 from emask.bench.protocol import locate, read_photo
 from emask.bench.table import markdown_table, percent
+from emask.drawing import encode_png
 from emask.errors import ModelError, NoFaceError, TrainingError, UsageError, as_program
 from emask.face.detect import Detector
+from emask.images import write_bytes
 from emask.nets.blocks import feather_window
 from emask.nets.discriminator import Classifier, Discriminator
 from emask.nets.generator import Editor
@@ -274,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError(f"{options.output} does not end in .png", "the picture is a PNG file")
     editor, classifier, step = load_stage1(options.run)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    picture_of(editor, options.photos, Detector()).save(options.output)
+    write_bytes(options.output, encode_png(picture_of(editor, options.photos, Detector())), force=True)
     if options.data is not None:
         pixels, known = held_out(options.data, options.crops)
 
@@ -283,7 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"\r{done} of {count} photos", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
         document = {"step": step, **measure(editor, classifier, pixels, known, progress)}
-        options.output.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        told = json.dumps(document, indent=2) + "\n"
+        write_bytes(options.output.with_suffix(".json"), told.encode(), force=True)
         print(render(document), end="")
     return 0
 

@@ -34,8 +34,8 @@ def method_names() -> list[str]:
 
 
 def _pixels(squares: np.ndarray) -> np.ndarray:
-    """A target "embedded" as its (B, 3, 112, 112) pixels themselves, for methods that want to see it."""
-    return squares.reshape(len(squares), -1)
+    """A target "embedded" as the (3, 112, 112) pixels of the first of its photos, for methods that want to see it."""
+    return squares[0].reshape(-1)
 
 
 def peer_method(peer: Peer, surrogates: Sequence[Recognizer], tick: Callable[[int], None] | None = None) -> Method:
@@ -80,7 +80,7 @@ class PeerEngine:
     ) -> None:
         self.name = f"torch CPU, {name}"  # peers are not moved to a GPU
         self._engine, self._peer, self._surrogates = engine, peer, surrogates
-        self._target = _pixels(inner_square(target))
+        self._target = _pixels(inner_square(target))[None]
 
     def protect(
         self, crops: np.ndarray, target: np.ndarray, *, w: float, eps: float, a: np.ndarray | None = None,
@@ -104,6 +104,10 @@ class PeerEngine:
         """As the engine's; a peer looks at the target itself."""
         return self._engine.embed_target(crops)
 
+    def embed_person(self, crops: np.ndarray) -> np.ndarray:
+        """As the engine's."""
+        return self._engine.embed_person(crops)
+
 
 def emask_method(engine: Engine, w: float, eps: float) -> Method:
     """emask under the photo protocol.
@@ -112,7 +116,7 @@ def emask_method(engine: Engine, w: float, eps: float) -> Method:
         engine: of `emask.engine.masking_engine`.
         w, eps: as for its `protect`.
     """
-    return Method(lambda crops, wanted: engine.protect(crops, wanted, w=w, eps=eps), engine.erase, engine.embed_target)
+    return Method(lambda crops, wanted: engine.protect(crops, wanted, w=w, eps=eps), engine.erase, engine.embed_person)
 
 
 def baseline(name: str) -> Method:

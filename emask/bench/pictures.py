@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emask import weights
+from emask.drawing import encode_png
 from emask.engine import Engine, inner_square, masking_engine, to_grey_levels, to_network
 from emask.errors import NoFaceError
 from emask.face.align import align, estimate, paste_change
 from emask.face.detect import Detector
 from emask.handling import Operation
-from emask.images import load_photo
-from emask.pipeline.protect import target_crop
+from emask.images import load_photo, write_bytes
+from emask.pipeline.target import target_crop
 
 TILE = 256  # pixels, side of a face in the picture
 ROWS = ("original", "protected", "change x10", "restored")
@@ -96,7 +97,7 @@ def main() -> None:
         for p in arguments.photos
     ]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    compose(columns).save(arguments.output)
+    write_bytes(arguments.output, encode_png(compose(columns)), force=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key,
 Protect = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # crops (B, 3, 128, 128) -> change (B, 3, 128, 128)
 Erase = Callable[[np.ndarray], np.ndarray]
-# inner squares (B, 3, 112, 112) float32 in [-1, 1] -> (B, D): what the generator wants to know of a target
+# inner squares (N, 3, 112, 112) float32 in [-1, 1] of one person's photos -> (D,): what a mask is to know of a target
 Embed = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[str, int, int], None]
 
@@ -82,11 +82,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """A person to be seen instead: the photo given to the generator, and another photo where there is one."""
+    """A person to be seen instead.
+
+    Attributes:
+        given: a photo that masks are made by.
+        other: one that they know nothing of, where there is one.
+        more: further photos that they are made by.
+    """
 
     name: str
     given: Located
     other: Located | None = None
+    more: tuple[Located, ...] = ()
 
 
 @dataclass
@@ -162,7 +169,7 @@ def locate(
 
 def select(
     data: Path, faces: int, unseen_targets: int, seed: int, detector: Detector, progress: Progress | None = None,
-    below: str | None = None,
+    below: str | None = None, target_photos: int = 1, target_min_photos: int | None = None,
 ) -> Selection:  # fmt: skip
     """Choose sources and unseen targets among the people kept out of all training.
 
@@ -175,9 +182,11 @@ def select(
         unseen_targets: people who serve as targets only.
         seed: decides who is taken.
         below: sources are only the photos below this folder of `data`, and may be their owners' only ones.
+        target_photos: photos of each unseen target that masks are made by.
+        target_min_photos: photos that an unseen target has at least; by default those given and another one.
 
     Raises:
-        UsageError: when fewer than one source remains.
+        UsageError: when fewer than one source remains, or too few people have so many photos.
     """
     from emask.train.data import find_photos, split
 
@@ -205,12 +214,22 @@ def select(
             f"{data}: {len(order)} people kept out of training have two photos; {unseen_targets} targets leave none",
             "the folder must hold lfw_pairs.txt and the photos of its last two folds",
         )
-    targets = [Target(p, by_person[p][0], by_person[p][1]) for p in order[:unseen_targets]]
+    least = max(target_photos + 1, target_min_photos or 0)
+    eligible = [person for person in order if len(by_person[person]) >= least]
+    if len(eligible) < unseen_targets:
+        raise UsageError(
+            f"{data}: {len(eligible)} people kept out of training have {least} photos, fewer than {unseen_targets}",
+            "ask for fewer --target-photos or --target-min-photos, or fewer --unseen-targets",
+        )
+    chosen = set(eligible[:unseen_targets])
+    targets = [
+        Target(p, by_person[p][0], by_person[p][1], tuple(by_person[p][2 : target_photos + 1]))
+        for p in eligible[:unseen_targets]
+    ]
     if below is None:
-        sources = _rounds(order[unseen_targets:], by_person)
+        sources = _rounds([person for person in order if person not in chosen], by_person)
     else:
         start = below.strip("/") + "/"
-        chosen = {target.name for target in targets}
         inside = sorted(p for p, own in by_person.items() if any(one.name.startswith(start) for one in own))
         inside = [inside[i] for i in np.random.default_rng(seed).permutation(len(inside)) if inside[i] not in chosen]
         sources = []
@@ -478,7 +497,8 @@ def run(
     originals = [s.photo for s in sources]
     units = to_network(np.stack([p.crop for p in originals]))
     target_embedding = {
-        t.name: method.embed(inner_square(to_network(t.given.crop[None])))[0] for t in [*builtin, *selection.unseen]
+        t.name: method.embed(inner_square(to_network(np.stack([p.crop for p in (t.given, *t.more)]))))
+        for t in [*builtin, *selection.unseen]
     }
     default_target = default_target or (builtin[0].name if builtin else None)
     handled = UNSEEN if selection.unseen else default_target
@@ -675,7 +695,10 @@ def run(
             {"person": s.person, "source": s.photo.name, "other": s.other.name if s.other else None} for s in sources
         ],
         "unseen_targets": [
-            {"name": t.name, "given": t.given.name, "other": t.other.name if t.other else None}
+            {
+                "name": t.name, "given": t.given.name, "other": t.other.name if t.other else None,
+                "more": [photo.name for photo in t.more],
+            }  # fmt: skip
             for t in selection.unseen
         ],
         "calibration": {

@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 
 from emask import weights
 from emask.bench.metrics import Photo, lfw_accuracy
+from emask.images import write_bytes
 from emask.recognize import Recognizer, load_recognizer
 from emask.recognize.thresholds import calibrate, true_accept_rate
 from emask.train.data import TEST_FOLDS, Crops, load_crops, read_pairs
@@ -78,7 +79,7 @@ def main() -> None:
         path = weights.models_dir() / "manifest.json"
         content = weights.manifest()
         content["models"]["recognizer"].update(measured)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_bytes(path, (json.dumps(content, indent=2) + "\n").encode(), force=True)
 
 
 if __name__ == "__main__":

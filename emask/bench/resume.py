@@ -34,11 +34,13 @@ def kept_in(output: Path, resume: bool) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that figures depend on."""
+    """Of Python and of the packages that figures depend on, and whether the CPU has bfloat16, which refining uses."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    from emask.engine.refine import bfloat16_is_fast
+
+    found = {"python": platform.python_version(), "bfloat16": "in hardware" if bfloat16_is_fast() else "none"}
     for name in ("emask", "numpy", "torch", "onnxruntime-gpu", "onnxruntime", "facenet-pytorch", "pillow"):
         try:
             found[name] = version(name)

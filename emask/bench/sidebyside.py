@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emask.bench.table import interval, markdown_table, mean_percent, nearness, percent
+from emask.bench.table import interval, markdown_table, mean_percent, nearness, percent, unseen
 from emask.bench.table import render as of_one
 from emask.drawing import as_png, blank, plain
 
@@ -70,7 +70,10 @@ def doubted(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]
 
 
 # What all methods have in common.
-COMMON = ("method", "faces", "unseen_targets", "quality", "subsampling", "seed", "sources")
+COMMON = (
+    "method", "faces", "unseen_targets", "target_photos", "target_min_photos", "quality", "subsampling", "seed",
+    "sources",
+)  # fmt: skip
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -170,7 +173,7 @@ def whom(documents: Mapping[str, Mapping[str, Any]]) -> str:
     """On which photos and targets the methods were measured."""
     first = next(iter(documents.values()))
     seen = first["unseen"] is not None
-    targets = f"{len(first['unseen_targets'])} unseen targets" if seen else f"target {first['default_target']}"
+    targets = unseen(first) if seen else f"target {first['default_target']}"
     return f"{first['faces']} photos, {targets}, JPEG quality {first['settings']['quality']}"
 
 

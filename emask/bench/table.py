@@ -92,6 +92,17 @@ def owners(document: Mapping[str, Any]) -> int:
     return len({photo.get("person", photo["source"]) for photo in document.get("photos", [])})
 
 
+def unseen(document: Mapping[str, Any]) -> str:
+    """The unseen targets of a run in words: how many, who may be one, and by how many photos they are given."""
+    settings = document.get("settings", {})
+    words = f"{len(document['unseen_targets'])} unseen targets"
+    if settings.get("target_min_photos"):
+        words += f" of {settings['target_min_photos']} photos or more"
+    if settings.get("target_photos", 1) > 1:
+        words += f", given by {settings['target_photos']} photos each (peers by one)"
+    return words
+
+
 def _handling(document: Mapping[str, Any], far: str) -> list[str]:
     """What is left after each handling of the files at one rate: mean over recognizers, the clean photos' beside it."""
     rows = []
@@ -151,7 +162,7 @@ def render(document: Mapping[str, Any], title: str = "Photo protocol") -> str:
         lines += markdown_table(["FAR", "recognizer", "mean", "least", "most", "targets at 90% or more"], rows)
     sections = [(f"Built-in target {name}", entry) for name, entry in document["targets"].items()]
     if document["unseen"]:
-        sections.append((f"{len(document['unseen_targets'])} unseen targets", document["unseen"]))
+        sections.append((unseen(document), document["unseen"]))
     for title, entry in sections:
         lines += [
             f"## {title}", "",

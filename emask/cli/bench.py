@@ -60,6 +60,13 @@ def bench(
     unseen_targets: Annotated[
         int | None, typer.Option(min=0, help="People used as targets that no training saw. [default: 8]")
     ] = None,
+    target_photos: Annotated[
+        int, typer.Option(min=1, help="Photos of each unseen target that emask is given; peers take the first.")
+    ] = 1,
+    target_min_photos: Annotated[
+        int | None,
+        typer.Option(min=2, help="Photos that an unseen target has at least. [default: those given and another one]"),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A look, not a figure to quote: 30 photos, 4 unseen targets, 1 built-in.")
     ] = False,
@@ -135,7 +142,8 @@ def bench(
             unseen_targets=unseen_targets, target=target, default_only=quick, target_others=target_others,
             surrogate=surrogate, white_boxes=white_boxes, peer_files=PeerFiles(classifier, advfaces), fold=fold,
             generator=generator, key=key, handling=handling, quality=quality, strength=strength, eps=eps,
-            refine=refine, seed=seed, device=device, sources=sources,
+            refine=refine, seed=seed, device=device, sources=sources, target_photos=target_photos,
+            target_min_photos=target_min_photos,
         )  # fmt: skip
         if resume and output is None:
             raise UsageError("--resume without --output", "name the folder of the run that was interrupted with -o")
@@ -269,6 +277,8 @@ class Bench:
     sources: str | None = None
     peer_faces: int | None = None
     white_boxes: Path | None = None
+    target_photos: int = 1
+    target_min_photos: int | None = None
 
     def measure(self, methods: Sequence[str], kept: Path | None = None) -> Iterator[tuple[Turn, Measured]]:
         """Each of `turns`, with the same targets and judges, on the same photos or the first of them.
@@ -337,8 +347,9 @@ class Bench:
 
         try:
             selection = protocol.select(
-                self.data, self.faces, self.unseen_targets, self.seed, detector, progress, self.sources
-            )
+                self.data, self.faces, self.unseen_targets, self.seed, detector, progress, self.sources,
+                self.target_photos, self.target_min_photos,
+            )  # fmt: skip
             with tempfile.TemporaryDirectory(prefix="emask-bench-") as folder:
                 ground = protocol.survey(selection, judges, Path(folder), detector, self.quality, progress=progress)
             for turn in turns(methods, len(selection.sources), self.peer_faces):
@@ -351,6 +362,7 @@ class Bench:
                 head: dict[str, Any] = {
                     "settings": {
                         "method": turn.method, "faces": few or self.faces, "unseen_targets": self.unseen_targets,
+                        "target_photos": self.target_photos, "target_min_photos": self.target_min_photos,
                         "quality": self.quality, "subsampling": "4:2:0", "seed": self.seed, "sources": self.sources,
                         **settings,
                     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,17 +15,23 @@ from emask.errors import UsageError
 
 if TYPE_CHECKING:
     from emask.bench.on_photos import PeerFiles
+    from emask.paths import Job
+
+# False accept rate of the similarity under which two photos of a target are of two people: all but one in a thousand
+# pairs of one person are above it.
+SAME_PERSON = "0.1"
 
 
 def protect(
     paths: options.Paths,
     target: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--target",
             metavar="TGT",
-            help="Whom a recognizer should see: a photo with one face, or the name of a built-in target."
-            " Default: the built-in default target, a synthetic person.",
+            help="Whom a recognizer should see: a photo with one face, a folder of photos of one person, or the name of"
+            " a built-in target. Repeatable for further photos of this person, which make it likelier that others of"
+            " them match. Default: the built-in default target, a synthetic person.",
             show_default=False,
         ),
     ] = None,
@@ -87,8 +95,8 @@ def protect(
         from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
-        from emask.pipeline.protect import choose_faces, target_crop
-        from emask.weights import find_target, refinement, thresholds
+        from emask.pipeline.protect import choose_faces
+        from emask.weights import find_targets, refinement, thresholds
         from emask.weights import strength as figures
 
         choose_faces((), faces)
@@ -99,39 +107,59 @@ def protect(
 
             files = PeerFiles(classifier, advfaces)
             white_boxes = check_peer(method, recognizers, files, chosen, refine)
-        named = find_target(target)
-        jobs = plan(paths, output, "protected", keep=[named])
+        named = find_targets(target or ())
+        jobs = plan(paths, output, "protected", keep=named)
+        refuse_target_folder(jobs, target or ())
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
         w, eps = figures(strength.value)
         steps = refinement(strength.value) if refine is None else refine
 
         from emask.engine import ShippedRecognizer, inner_square, masking_engine, to_network
-        from emask.images import load_photo
 
-        target_photo = load_photo(named)
         if peer:
             steps = 0
         engine = masking_engine(steps, device.value, erase=False)
 
         from emask.face.detect import Detector
+        from emask.pipeline.target import read_target, refuse_strangers
 
         detector = Detector(device=device.value)
         recognizer = ShippedRecognizer(engine, thresholds())
-        seen = target_crop(target_photo, detector)
-        embedding = recognizer.embed(seen)[0]
-        aim = engine.embed_target(inner_square(to_network(seen)))[0]
+        given = read_target(named, detector)
+        for file, reason in given.left_out.items():
+            print(f"target: {file} left out: {reason}", file=sys.stderr)
+        embeddings = recognizer.embed(given.crops)
+        refuse_strangers(embeddings, given.used, recognizer.thresholds[SAME_PERSON])
+        aim = engine.embed_person(inner_square(to_network(given.crops)))
         if peer:
-            engine = peer_engine(engine, method, white_boxes, seen, files)
+            engine = peer_engine(engine, method, white_boxes, given.crops[:1], files)
         b = labels(chosen) if chosen else None
-        work = Protection(engine, detector, recognizer, embedding, w=w, eps=eps, faces=faces, b=b, aim=aim)
+        # not of unit length: what is told is the mean of the cosines, which thresholds are made for
+        mean = embeddings.mean(0)
+        work = Protection(engine, detector, recognizer, mean, w=w, eps=eps, faces=faces, b=b, aim=aim)
         read, write = open_streams(jobs, output)
         writing = Writing(metadata.value, quality, force, resume, read, write)
         details = {
-            "target": str(named), "method": method, "strength": strength.value, "w": w, "eps": eps, "refine": steps,
-            "attributes": chosen, "recognizer": recognizer.name,
+            "target": str(given.used[0]), "target_photos": [str(file) for file in given.used], "method": method,
+            "strength": strength.value, "w": w, "eps": eps, "refine": steps, "attributes": chosen,
+            "recognizer": recognizer.name,
         }  # fmt: skip
         raise typer.Exit(execute("protect", jobs, work, writing, engine.name, details, as_json=as_json))
+
+
+def refuse_target_folder(jobs: Sequence[Job], names: Sequence[str]) -> None:
+    """Keep results out of a folder of the target's photos, which the next run would take for more of them.
+
+    Raises:
+        UsageError: one would be written there.
+    """
+    folders = {Path(name).resolve() for name in names if Path(name).is_dir()}
+    for job in jobs:
+        if job.output is not None and job.output.parent.resolve() in folders:
+            raise UsageError(
+                f"{job.output} would lie among the target's photos", "name another folder with -o"
+            )
 
 
 def check_peer(

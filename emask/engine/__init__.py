@@ -62,6 +62,10 @@ class Engine(Protocol):
         """What `protect` takes as its target, (N, D'), of inner crops, (N, 3, 112, 112)."""
         ...
 
+    def embed_person(self, crops: np.ndarray) -> np.ndarray:
+        """The same for one person by several photos: (D',) of (N, 3, 112, 112), all of this person."""
+        ...
+
 
 def mirror_mean(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray) -> np.ndarray:
     """Unit means of the embeddings of (N, 3, S, S) crops and of their mirror images, (N, D) float32.
@@ -69,8 +73,12 @@ def mirror_mean(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray) ->
     Args:
         embed: (N, 3, S, S) to unit (N, D).
     """
-    mean = embed(crops) + embed(np.ascontiguousarray(crops[..., ::-1]))
-    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12), np.float32)
+    return unit(embed(crops) + embed(np.ascontiguousarray(crops[..., ::-1])))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(..., D) vectors scaled to length 1, float32."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12), np.float32)
 
 
 class GraphEngine(ABC):
@@ -105,7 +113,7 @@ class GraphEngine(ABC):
 
         Args:
             crops: (N, 3, 128, 128) float32 RGB in [-1, 1].
-            target: (D,) or (N, D), of the target's face by `embed_target`.
+            target: (D,) or (N, D), of the target by `embed_target` or `embed_person`.
             w: information injection weight in [0, 1]; 1 leaves the crop as it is.
             eps: L2 budget of the change over the crop in [-1, 1] units; 0 leaves the crop as it is.
             a, b: (N, 13) attribute labels of the source and the wanted ones; both None keeps the look.
@@ -139,6 +147,10 @@ class GraphEngine(ABC):
         One photo is to stand for a person: mirrored, it is another one.
         """
         return mirror_mean(self.embed, crops)
+
+    def embed_person(self, crops: np.ndarray) -> np.ndarray:
+        """The unit mean of what `embed_target` gives: what the photos of a person agree on."""
+        return unit(self.embed_target(crops).mean(0))
 
     def _run(self, kind: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if kind not in self.files:

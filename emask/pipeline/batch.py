@@ -47,9 +47,10 @@ class Protection:
 
     Attributes:
         recognizer: the engine's own, which conditions the generator and measures what was written.
-        target: (D,) unit embedding of the target by it.
+        target: (D,) unit embedding of the target by it, or the mean of several photos' (not of unit length): what is
+            told is then the mean of the cosines.
         w, eps, faces, b: as for `protect_photos`.
-        aim: (D',) the target by `Engine.embed_target`, which masks are made for; None takes `target`.
+        aim: (D',) the target by `Engine.embed_person`, which masks are made for; None takes `target`.
     """
 
     engine: Engine

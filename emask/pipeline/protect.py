@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from emask.engine import Engine, to_grey_levels, to_network
-from emask.errors import NoFaceError, UsageError
+from emask.errors import UsageError
 from emask.face.align import CROP, Similarity, align, estimate, paste_change
 from emask.images import Photo
 from emask.results import FaceProtection
@@ -73,26 +73,6 @@ def cut(photo: np.ndarray, faces: Sequence[Face]) -> tuple[list[Similarity], np.
     return transforms, np.stack(crops) if crops else np.zeros((0, CROP, CROP, 3), np.uint8)
 
 
-def target_crop(photo: Photo, detector: Detector) -> np.ndarray:
-    """The aligned face of the target's photo.
-
-    Returns:
-        (1, 128, 128, 3) uint8 RGB.
-
-    Raises:
-        NoFaceError: no face in it.
-        UsageError: several, so that it is unclear who is meant.
-    """
-    faces = detector.detect([photo.pixels])[0]
-    if not faces:
-        raise NoFaceError(f"no face found in the target {photo.name}", "use a sharp, frontal photo of one person")
-    if len(faces) > 1:
-        raise UsageError(
-            f"the target {photo.name} shows {len(faces)} faces, not one", "crop it to the person who is meant"
-        )
-    return cut(photo.pixels, faces)[1]
-
-
 def protect_photos(
     photos: Sequence[Photo],
     target: np.ndarray,
@@ -108,7 +88,7 @@ def protect_photos(
 
     Args:
         photos: any number, of any sizes.
-        target: (D,), the target by `Engine.embed_target`.
+        target: (D,), the target by `Engine.embed_person`.
         engine: opened with a generator.
         w, eps: strength, as for `Engine.protect`.
         faces: "all", "largest" or a number N for the N largest.

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from emask.bench.table import markdown_table
 from emask.errors import TrainingError, as_program
+from emask.images import write_bytes
 from emask.train.config import TrainConfig, preset, without_curriculum
 from emask.train.threads import prepare_process
 
@@ -140,7 +141,7 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
             rows.append({"variant": name, "seed": seed, "steps": sum(config.steps[1:]), "minutes": minutes,
                          "scores": scores})  # fmt: skip
             print(f"{name}, seed {seed}: done in {minutes:.1f} min", file=sys.stderr, flush=True)
-            results.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            write_bytes(results, json.dumps(rows, indent=1).encode(), force=True)
     return rows
 
 

@@ -44,6 +44,31 @@ class FrozenPReLU(nn.Module):
         return _FrozenPReLU.apply(x, slope.to(x.dtype))
 
 
+class FrozenNorm(nn.Module):
+    """A batch norm in evaluation mode as a product and a sum, whose backward pass is one product.
+
+    Args:
+        norm: over C channels; the module maps (B, C, H, W) to the same shape and dtype.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -norm.running_mean * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias
+        self.register_buffer("scale", scale.detach().view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.detach().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale, self.shift
+        assert isinstance(scale, Tensor) and isinstance(shift, Tensor)
+        return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+
+
 @dataclass(frozen=True)
 class SurrogateCard:
     """What a recognizer file wants to be fed.
@@ -97,8 +122,8 @@ class Subsampled(nn.Module):
 def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The same frozen network, faster through forward and backward pass.
 
-    Batch norms become part of the convolutions before them, PReLU takes its frozen form, strided depthwise convolutions
-    theirs; memory is channels last.
+    Batch norms become part of the convolutions before them, or a product and a sum; PReLU takes its frozen form,
+    strided depthwise convolutions theirs; memory is channels last.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -119,6 +144,8 @@ def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
                 modules[str(before.target)] = fused
                 node.replace_all_uses_with(before)
                 graph.graph.erase_node(node)
+            else:
+                graph.add_submodule(str(node.target), FrozenNorm(module))
         elif type(module).__name__ in {"OnnxPReLU", "PReLU"}:
             slope = node.args[1] if len(node.args) > 1 else None
             if slope is None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from emask.drawing import as_png, blank
+from emask.drawing import as_png, blank, encode_png
 from emask.images import write_bytes
 
 LOG_EVERY = 20.0  # seconds between rows of the loss table
@@ -267,6 +267,4 @@ def sample_grid(rows: Sequence[Sequence[Tensor]], path: Path, names: Sequence[st
         picture.paste(Image.fromarray(row), (left, size * number))
     for number, name in enumerate(names):
         draw.text((6, size * number + size // 2), name, fill="black")
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
-    write_bytes(path, encoded.getvalue(), force=True)
+    write_bytes(path, encode_png(picture), force=True)

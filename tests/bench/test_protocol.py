@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def selection(data: Path, detector: Detector) -> Selection:
 
 
 def as_pixels(inner: np.ndarray) -> np.ndarray:
-    return inner.reshape(len(inner), -1)
+    return inner[0].reshape(-1)
 
 
 def paste_target(crops: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -90,6 +91,31 @@ def test_selection(selection: Selection, data: Path, detector: Detector) -> None
     assert [s.person for s in again.sources] == [s.person for s in selection.sources]
     with pytest.raises(UsageError, match="leave none"):
         select(data, 1, 6, 0, detector)
+
+
+def test_targets_by_several_photos(data: Path, detector: Detector, tmp_path: Path) -> None:
+    """Only people with so many photos serve; the one that judges is none of those given, with one given or two."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    people = sorted(path for path in folder.iterdir() if path.is_dir())
+    for person in people[1:3]:
+        photo = sorted(person.iterdir())[0]
+        Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(person / f"{person.name}_3.jpg")
+    two = select(folder, 9, 2, 0, detector, target_photos=2)
+    assert sorted(t.name for t in two.unseen) == [person.name for person in people[1:3]]
+    one = select(folder, 9, 2, 0, detector, target_min_photos=3)
+    for target, same in zip(two.unseen, one.unseen, strict=True):
+        assert target.other is not None and same.other is not None and len(target.more) == 1 and not same.more
+        assert len({photo.name for photo in (target.given, target.other, *target.more)}) == 3
+        assert (target.name, target.given.name, target.other.name) == (same.name, same.given.name, same.other.name)
+    assert [s.photo.name for s in two.sources] == [s.photo.name for s in one.sources]
+    assert not {s.person for s in two.sources} & {t.name for t in two.unseen}
+    seen = []
+    looking = Method(NOTHING.protect, None, lambda squares: seen.append(len(squares)) or squares[0].reshape(-1))
+    run(looking, replace(two, sources=two.sources[:1]), [], [], tmp_path, detector, fars=FARS)
+    assert seen == [2, 2]
+    with pytest.raises(UsageError, match="2 people .* have 3 photos"):
+        select(folder, 9, 3, 0, detector, target_photos=2)
 
 
 def test_a_mask_that_does_nothing(selection: Selection, judge: Recognizer, detector: Detector, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -65,6 +66,45 @@ def test_the_three_commands_as_the_manual_writes_them(work: Path, capsys: pytest
     out, err = capsys.readouterr()
     assert "cosine" in out and "FAR 0.001" in out and not err
     assert snapshot(work / "photos") == originals
+
+
+def test_a_target_by_several_photos(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of photos of one person: what shows nobody is left out with a word."""
+    person = work / "person"
+    person.mkdir()
+    picture = Image.open("tgt.jpg")
+    picture.save(person / "1.jpg", quality=90)
+    picture.point(lambda value: 40 + value // 2).save(person / "2.jpg", quality=90)
+    shutil.copy("photos/scene.png", person / "3.png")
+    command = ["protect", "photos/sub/face.jpg", "--json", "-o"]
+    assert main([*command, "several", "--target", "person"]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)["summary"]
+    assert [Path(name).name for name in summary["target_photos"]] == ["1.jpg", "2.jpg"]
+    assert "3.png left out: no face found" in captured.err
+    assert main([*command, "repeated", "--target", "person/1.jpg", "--target", "person/2.jpg"]) == 0
+    assert not capsys.readouterr().err
+    assert main([*command, "single", "--target", "person/1.jpg"]) == 0
+    several, repeated, single = ((work / name / "face.jpg").read_bytes() for name in ("several", "repeated", "single"))
+    assert several == repeated != single
+    for output, said in (("person/1.jpg", "overwrite an original"), ("person", "among the target's photos")):
+        capsys.readouterr()
+        assert main([*command, output, "--target", "person", "--force"]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*command, "none", "--target", ""]) == 2
+    assert "--target is empty" in capsys.readouterr().err
+
+
+def test_photos_of_two_people_are_no_target(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a threshold that this recognizer's similarity of two pictures cannot reach; the twin is as it ships."""
+    Image.open("tgt.jpg").point(lambda value: 40 + value // 2).save("other.jpg")
+    command = ["protect", "photos/sub/face.jpg", "--target", "tgt.jpg", "--target", "other.jpg", "-o"]
+    assert main([*command, "fine"]) == 0
+    monkeypatch.setattr("emask.weights.thresholds", lambda: {"0.1": 1.1, "0.01": 1.2, "0.001": 1.3})
+    assert main([*command, "refused"]) == 2
+    assert "tgt.jpg and other.jpg are unlike" in capsys.readouterr().err and not (work / "refused").exists()
 
 
 def test_refine_changes_the_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,7 @@ def test_methods_side_by_side(models: Path, data: Path, judges: Path, tmp_path: 
     costs = json.loads((tmp_path / "cost.json").read_text())
     assert all(cost["protect"]["faces"] == 8 and cost["protect"]["ms_per_face"] > 0 for cost in costs.values())
     table = (tmp_path / "bench.md").read_text()
+    assert "target_photos" not in table and "no settings" in table  # what all have in common is said once
     rows = [line for line in table.splitlines() if line.startswith(("| clean photos", "| nothing", "| emask"))]
     assert len(rows) == 2 + 3 * 3  # PSNR, then three rates of one judge
     nothing, emask = (row.split(" | ") for row in rows[:2])

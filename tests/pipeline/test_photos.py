@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from emask.attributes import choose, labels
-from emask.engine import Engine, ShippedRecognizer, open_engine
+from emask.engine import Engine, ShippedRecognizer, open_engine, unit
 from emask.errors import NoFaceError, UsageError
 from emask.face.detect import Detector
 from emask.images import Photo, load_photo
@@ -26,8 +26,8 @@ from emask.pipeline.protect import (
     measure_protection,
     protect_photos,
     psnr,
-    target_crop,
 )
+from emask.pipeline.target import read_target, refuse_strangers, target_crop
 from emask.pipeline.verify import verify_photos
 from emask.results import FaceProtection, FileResult, RunResult
 
@@ -176,6 +176,30 @@ def test_the_target_shows_one_person(
         target_crop(photo_of(two_faces, tmp_path), detector)
     with pytest.raises(NoFaceError):
         target_crop(photo_of(scene, tmp_path), detector)
+
+
+def test_a_target_by_several_photos(
+    face: np.ndarray, two_faces: np.ndarray, detector: Detector, tmp_path: Path
+) -> None:
+    """What cannot be used is left out where it only lay in a folder, and refused where it was named."""
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    Image.fromarray(face).save(one)
+    Image.fromarray(two_faces).save(two)
+    given = read_target({one: True, two: False}, detector)
+    assert given.used == [one] and given.crops.shape == (1, 128, 128, 3) and "2 faces" in given.left_out[two]
+    with pytest.raises(UsageError, match="2 faces"):
+        read_target({one: False, two: True}, detector)
+    with pytest.raises(NoFaceError, match="no photo of the target"):
+        read_target({two: False}, detector)
+
+
+def test_photos_of_different_people_are_no_target() -> None:
+    files = [Path("a"), Path("b"), Path("c")]
+    alike = unit(np.array([[1.0, 0.1, 0], [1, 0, 0.1], [1, -0.1, 0]]))
+    refuse_strangers(alike, files, 0.3)
+    refuse_strangers(alike[:1], files[:1], 0.3)
+    with pytest.raises(UsageError, match="b is unlike the others"):
+        refuse_strangers(np.stack([alike[0], np.array([0, 1.0, 0]), alike[2]]), files, 0.3)
 
 
 def test_verify(face: np.ndarray, detector: Detector, recognizer: ShippedRecognizer, tmp_path: Path) -> None:

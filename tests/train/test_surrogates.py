@@ -11,7 +11,7 @@ import torch
 
 from emask.errors import TrainingError
 from emask.train.prepare import open_surrogates
-from emask.train.surrogates import FrozenPReLU, Subsampled, Surrogate, read_cards
+from emask.train.surrogates import FrozenNorm, FrozenPReLU, Subsampled, Surrogate, read_cards
 
 
 @pytest.mark.parametrize("name", ["one", "two", "three"])
@@ -52,11 +52,25 @@ def test_gradient_against_finite_differences(surrogates: list[Surrogate]) -> Non
         surrogate.float()
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_frozen_norm_is_the_norm_in_evaluation_mode(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(3, affine=affine)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    norm(3 * torch.randn(8, 3, 4, 4) + 1)  # statistics other than the first ones
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(FrozenNorm(norm)(x), norm.eval()(x))
+    assert FrozenNorm(norm)(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_the_fast_paths_are_twice_differentiable() -> None:
     """The meta-auxiliary attack differentiates a gradient."""
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 3, 3, 2, 1, groups=3).requires_grad_(False)
-    net = torch.nn.Sequential(FrozenPReLU(torch.tensor([0.1, 0.3, -0.2])), Subsampled(conv)).double()
+    norm = torch.nn.BatchNorm2d(3)
+    net = torch.nn.Sequential(FrozenPReLU(torch.tensor([0.1, 0.3, -0.2])), FrozenNorm(norm), Subsampled(conv)).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     x = (x + 0.1 * x.sign()).requires_grad_(True)  # away from PReLU's kink
 
