@@ -1,7 +1,7 @@
 """Fitting a mask to the very face and target it is made for: gradient steps through the networks that ship.
 
 The generator makes a mask for any face and any target in one pass, so it cannot be the best one for each. Here its mask
-is taken further by descent on the pixels of the mask itself, with no more budget than it had. The recognizer, and the
+is taken further by descent on the pixels of the mask itself, within the same budget. The recognizer, and the
 refiner where there is one, say whom the face looks like, the restorer whether the mask comes off again. The paper stops
 at the generator.
 """
@@ -123,12 +123,13 @@ class RefiningEngine:
         # an edit is no part of the mask: what the generator changes without a budget stays as it is
         edit = np.zeros_like(change) if b is None else self.engine.protect(crops, first, w=w, eps=0.0, a=a, b=b)
         wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
+        injected = np.full(len(crops), w, np.float32)
         parts = []
         with quiet():
             for start in range(0, len(crops), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted))
-                parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays)))
+                arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted, injected))
+                parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays), eps=eps))
         return np.concatenate(parts)
 
     def erase(self, crops: np.ndarray) -> np.ndarray:
@@ -174,12 +175,15 @@ class RefiningEngine:
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._device == "cpu" and bfloat16_is_fast())
 
-    def _refine(self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor) -> np.ndarray:
+    def _refine(
+        self, crop: Tensor, edit: Tensor, change: Tensor, target: Tensor, w: Tensor, *, eps: float
+    ) -> np.ndarray:
         own = target.shape[1] - self._others
         parts = [target[:, :own], target[:, own:]] if self._others and self.refinement.refiner else [target[:, :own]]
         wanted = join(parts, self.refinement.refiner)
+        budget = budgets(change - edit, w, torch.full_like(w, eps))
         restore = None if self._restorer is None else self._restore
-        refined = refine(crop, edit, change, wanted, self.refinement, self._embed, restore)
+        refined = refine(crop, edit, change, wanted, self.refinement, self._embed, restore, budget)
         return np.asarray(refined.cpu().numpy())
 
 
@@ -187,6 +191,17 @@ def bfloat16_is_fast() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware. Masks come out as good, and sooner."""
     asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(supported is not None and supported() for supported in asked)
+
+
+def budgets(mask: Tensor, w: Tensor, eps: Tensor) -> Tensor:
+    """(B,) L2 budgets for refining: eps, which a mask may fall short of; with injection the mask's own.
+
+    Args:
+        mask: (B, 3, S, S), the generator's.
+        w: (B,) injection; beyond 0 the generator says how faint a mask is.
+        eps: (B,) the budgets it was given.
+    """
+    return torch.where(w == 0, eps, mask.square().sum((1, 2, 3)).sqrt())
 
 
 def join(embeddings: Sequence[Tensor], refiner: float) -> Tensor:
@@ -204,17 +219,18 @@ def join(embeddings: Sequence[Tensor], refiner: float) -> Tensor:
 
 def refine(
     crop: Tensor, edit: Tensor, change: Tensor, target: Tensor, settings: Refinement,
-    embed: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor] | None,
+    embed: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor] | None, budget: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Masks taken further by gradient steps, each within the budget it comes with.
+    """Masks taken further by gradient steps, each within its budget.
 
     Args:
         crop: (B, 3, S, S) float32 in [-1, 1].
         edit: (B, 3, S, S), the part of the change that is no mask and stays as it is.
-        change: (B, 3, S, S), edit and mask together; the L2 norm of the mask is its budget.
+        change: (B, 3, S, S), edit and mask together.
         target: (B, D) unit embeddings.
         embed: the recognizer, or several joined, (B, 3, S, S) to (B, D).
         restore: the restorer, (B, 3, S, S) in [-1, 1] to its change; None leaves out its terms.
+        budget: (B,) of the masks' L2 norms, in [-1, 1] units; see `budgets`.
 
     Returns:
         (B, 3, S, S) changes; crop + change lies in [-1, 1]. Seeded, and alike for all faces of a batch: the same face
@@ -223,7 +239,6 @@ def refine(
     count = len(crop)
     window = torch.from_numpy(feather())[None, None].to(crop.device)
     start = change - edit
-    budget = start.square().sum((1, 2, 3)).sqrt()
     with torch.no_grad():
         owner = embed(crop)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emask.engine.refine import Refinement, join, refine
+from emask.engine.refine import Refinement, budgets, join, refine
 from emask.errors import TrainingError
 from emask.nets.generator import Generator
 from emask.nets.recognizer import EMBEDDING
@@ -120,7 +120,8 @@ class RestorerStage(MaskingStage):
         change = self._change(request, edit=False)
         parts = [request.aim[:, :EMBEDDING], request.aim[:, EMBEDDING:]][: len(self.recognizers)]
         wanted = join(parts, weight)
-        change = refine(crop, torch.zeros_like(crop), change, wanted, Refinement(), embed, restore)
+        budget = budgets(change, request.w, request.eps)
+        change = refine(crop, torch.zeros_like(crop), change, wanted, Refinement(), embed, restore, budget)
         restorer.requires_grad_(True)
         place = self.place
         rows = {

@@ -11,8 +11,8 @@ import torch
 from onnx import numpy_helper
 
 from emask.engine import Engine, open_engine, refined
-from emask.engine.refine import Refinement, RefiningEngine, refine
-from emask.face.align import INNER, MARGIN
+from emask.engine.refine import Refinement, RefiningEngine, budgets, refine
+from emask.face.align import INNER, MARGIN, feather
 
 SQUARE = slice(MARGIN, MARGIN + INNER)
 EPS = 12.0
@@ -77,11 +77,31 @@ def test_budget_range_and_greyness_hold(plain: Engine, models: Path, crops: np.n
     before = plain.protect(crops, target, w=0.0, eps=EPS)
     after = refining(plain, models, steps=5).protect(crops, target, w=0.0, eps=EPS)
     assert after.shape == before.shape and after.dtype == np.float32
-    norms = [np.sqrt((change**2).sum((1, 2, 3))) for change in (before, after)]
-    assert (norms[1] <= norms[0] * (1 + 1e-5)).all()
+    assert (np.sqrt((after**2).sum((1, 2, 3))) <= EPS * (1 + 1e-5)).all()
     assert np.abs(crops + after).max() <= 1 + 1e-6
     assert np.ptp(after, axis=1).max() < 1e-6  # the same in all channels, whatever the generator's was
     assert not after[:, :, 0].any() and not after[:, :, :, -1].any()  # feathered
+
+
+def test_a_mask_grows_to_its_budget_where_the_generator_stops_short() -> None:
+    """The twin: with injection it is as faint as the generator made it."""
+    torch.manual_seed(0)
+    projection = torch.nn.functional.normalize(torch.randn(8, 3 * 8 * 8), dim=1)
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+        return torch.nn.functional.normalize(small @ projection.T, dim=1)
+
+    crop, target = 0.2 * torch.randn(2, 3, 128, 128), torch.eye(8)[:2]
+    change = 0.01 * torch.from_numpy(feather())[None, None].expand(2, 3, -1, -1)
+    start = change.square().sum((1, 2, 3)).sqrt()
+    settings = Refinement(steps=8, lr=0.05, roughness=0.0)
+    budget = budgets(change, torch.tensor([0.0, 0.3]), 3 * start)
+    torch.testing.assert_close(budget, torch.stack([3 * start[0], start[1]]))
+    refined = refine(crop, torch.zeros_like(crop), change, target, settings, embed, None, budget)
+    grown = refined.square().sum((1, 2, 3)).sqrt()
+    assert 2 * start[0] < grown[0] <= 3.001 * start[0]
+    assert grown[1] <= 1.001 * start[1]
 
 
 @pytest.mark.parametrize(("w", "eps"), [(1.0, EPS), (0.0, 0.0)])
@@ -162,7 +182,8 @@ def test_terms_asked_now_and_then_spare_passes(crops: np.ndarray) -> None:
         (Refinement(steps=4, every=1, identity=0.0, away=0.0), 1 + 4),
     ):
         passes = 0
-        refine(x, torch.zeros_like(x), change, target, settings, embed, lambda images: -0.1 * images)
+        budget = torch.ones(len(x))
+        refine(x, torch.zeros_like(x), change, target, settings, embed, lambda images: -0.1 * images, budget)
         assert passes == expected
 
 
