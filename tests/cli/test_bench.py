@@ -207,6 +207,19 @@ def test_a_quick_run_is_a_small_one(models: Path, data: Path, judges: Path) -> N
         assert {"python", "numpy", "torch"} <= document["versions"].keys()
 
 
+def test_targets_by_several_photos(models: Path, data: Path, judges: Path) -> None:
+    """Nobody here has three photos; the twin asks for two, which all have."""
+    always = ["--data", str(data), "--recognizers", str(judges), "--faces", "2", "--unseen-targets", "2"]
+    always += ["--device", "cpu", "--refine", "0", "--target", "none", "--json"]
+    refused = CliRunner().invoke(app, [*always, "--target-photos", "2"])
+    assert refused.exit_code == 2 and "0 people kept out of training have 3 photos" in refused.output
+    fine = CliRunner().invoke(app, [*always, "--target-min-photos", "2"])
+    assert fine.exit_code == 0, fine.output
+    document = json.loads(fine.stdout)
+    assert document["settings"]["target_photos"] == 1 and document["settings"]["target_min_photos"] == 2
+    assert all(target["more"] == [] for target in document["unseen_targets"])
+
+
 def test_methods_side_by_side(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
     """Each as by itself, on the same photos; one table for all of them."""
     always = ["--data", str(data), "--recognizers", str(judges), "--faces", "4", "--unseen-targets", "2"]
