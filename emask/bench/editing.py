@@ -275,7 +275,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.suffix.lower() != ".png":
         raise UsageError(f"{options.output} does not end in .png", "the picture is a PNG file")
     editor, classifier, step = load_stage1(options.run)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(options.output, encode_png(picture_of(editor, options.photos, Detector())), force=True)
     if options.data is not None:
         pixels, known = held_out(options.data, options.crops)

@@ -96,7 +96,6 @@ def main() -> None:
         four_tiles(np.asarray(Image.open(p).convert("RGB")), engine, target, w, eps, detector, arguments.quality)
         for p in arguments.photos
     ]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(arguments.output, encode_png(compose(columns)), force=True)
 
 

@@ -88,7 +88,7 @@ def refuse_strangers(embeddings: np.ndarray, files: Sequence[Path], threshold: f
     """
     if len(embeddings) < 2:
         return
-    others = unit((embeddings.sum(0) - embeddings) / (len(embeddings) - 1))
+    others = unit(embeddings.sum(0) - embeddings)
     cosines = (embeddings * others).sum(1)
     odd = int(cosines.argmin())
     if cosines[odd] < threshold:
