@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -56,6 +57,25 @@ class ModelError(EmaskError):
 
 class TrainingError(EmaskError):
     """A training run that cannot start or go on."""
+
+
+def device_failure(error: BaseException) -> EmaskError | None:
+    """What a user can be told of an error of torch's when it is the machine's, not the photo's: memory, or the GPU.
+
+    Returns:
+        None for any other error.
+    """
+    reason = first_line(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|t allocate memory", str(error)):
+        return EmaskError("out of memory", "try fewer or smaller photos at a time, or --device cpu on a small GPU")
+    if re.search("CUDA|cuDNN|cuBLAS|CUBLAS", str(error)):
+        return EmaskError(f"the GPU failed: {reason}", "use --device cpu")
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to 200 characters; its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def as_program(main: Callable[P, int]) -> Callable[P, int]:

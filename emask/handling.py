@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from emask.errors import UsageError
+from emask.errors import UsageError, first_line
 
 # a picture, the operation's value and the picture's number in a run -> the picture afterwards
 Apply = Callable[[Image.Image, float, int], Image.Image]
@@ -67,7 +67,7 @@ def _turned(picture: Image.Image, degrees: float, number: int) -> Image.Image:
 
 def _cut(picture: Image.Image, percent: float, number: int) -> Image.Image:
     width, height = picture.size
-    left, top = (round(side * (1 - percent / 100) / 2) for side in picture.size)
+    left, top = (min(round(side * (1 - percent / 100) / 2), (side - 1) // 2) for side in picture.size)
     return picture.crop((left, top, width - left, height - top))
 
 
@@ -137,8 +137,16 @@ class Operation:
 
         Args:
             number: of the photo in a run; what could be drawn goes by it.
+
+        Raises:
+            UsageError: a picture this cannot be done to, as one larger than a codec allows.
         """
-        return np.asarray(OPERATIONS[self.name].apply(Image.fromarray(pixels), self.value, number))
+        try:
+            return np.asarray(OPERATIONS[self.name].apply(Image.fromarray(pixels), self.value, number))
+        except (OSError, ValueError, MemoryError) as error:
+            size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+            message = f"{self.name}:{self.value:g} cannot be done to a photo of {size}: {first_line(error)}"
+            raise UsageError(message, "resize it first, as with resize:4096") from None
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,17 @@ def test_the_crop_keeps_the_middle() -> None:
     assert parse("crop:90")(picture).min() == 255
 
 
+def test_a_crop_leaves_a_pixel() -> None:
+    assert parse("crop:1")(np.zeros((100, 40, 3), np.uint8)).shape[2] == 3
+    assert min(parse("crop:1,jpeg:90")(np.zeros((100, 40, 3), np.uint8)).shape[:2]) > 0
+
+
+def test_what_a_codec_cannot_hold_is_said() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("webp:80")(np.zeros((2, 16_400, 3), np.uint8))
+    assert "webp:80" in caught.value.message and "16400 x 2" in caught.value.message and "resize" in caught.value.hint
+
+
 def test_a_codec_is_the_codec(photo: np.ndarray) -> None:
     np.testing.assert_array_equal(parse("jpeg:75")(photo), through(photo, "JPEG", 75))
     np.testing.assert_array_equal(parse("webp:80")(photo), through(photo, "WEBP", 80))

@@ -49,3 +49,14 @@ def test_a_damaged_refiner_does_no_harm_where_nothing_is_refined(copied: Path) -
     assert masking_engine(0, "cpu").name
     with pytest.raises(ModelError):
         masking_engine(1, "cpu")
+
+
+def test_without_the_restorer_only_refining_fails_and_says_how_to_do_without(copied: Path) -> None:
+    (copied / "restorer.onnx").unlink()
+    assert masking_engine(0, "cpu", erase=False).name
+    with pytest.raises(ModelError) as caught:
+        masking_engine(1, "cpu", erase=False)
+    assert "restorer.onnx" in caught.value.message and "--refine 0" in caught.value.hint
+    with pytest.raises(ModelError) as caught:
+        masking_engine(1, "cpu")
+    assert "--refine" not in caught.value.hint

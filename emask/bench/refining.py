@@ -173,6 +173,8 @@ def parse_trial(text: str) -> tuple[Refinement, float]:
 
 
 def _table(options: argparse.Namespace) -> list[str]:
+    if min(options.faces, options.targets) < 1:
+        raise UsageError("there has to be a face and a target", "give --faces and --targets numbers above 0")
     trials = {text: parse_trial(text) for text in options.trial or [""]}
     generator, restorer, recognizer = (weights.shipped_path(kind) for kind in weights.KINDS)
     plain = open_engine(generator, restorer, recognizer, device="cpu")

@@ -103,7 +103,7 @@ def bench(
         typer.Option(metavar="OPS", help="Measure again after this, as for verify --after; repeatable; all; curves."),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of the saved photos.")] = 90,
-    strength: Annotated[str, typer.Option(help="low, medium or high.")] = "medium",
+    strength: Annotated[options.Strength, typer.Option(help="How strong the mask is.")] = options.Strength.medium,
     eps: Annotated[
         float | None,
         typer.Option(min=0.0, help="L2 budget over a crop, in [-1, 1] units. [default: strength's, each peer's own]"),
@@ -119,7 +119,7 @@ def bench(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run into the same --output that was interrupted.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: options.DeviceChoice = options.Device.auto,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for bench.json, bench.md and plots.")
     ] = None,
@@ -141,8 +141,8 @@ def bench(
             data=data, recognizers=recognizers, black_box=black_box, faces=faces, peer_faces=peer_faces,
             unseen_targets=unseen_targets, target=target, default_only=quick, target_others=target_others,
             surrogate=surrogate, white_boxes=white_boxes, peer_files=PeerFiles(classifier, advfaces), fold=fold,
-            generator=generator, key=key, handling=handling, quality=quality, strength=strength, eps=eps,
-            refine=refine, seed=seed, device=device, sources=sources, target_photos=target_photos,
+            generator=generator, key=key, handling=handling, quality=quality, strength=strength.value, eps=eps,
+            refine=refine, seed=seed, device=device.value, sources=sources, target_photos=target_photos,
             target_min_photos=target_min_photos,
         )  # fmt: skip
         if resume and output is None:

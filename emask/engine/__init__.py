@@ -295,6 +295,14 @@ def masking_engine(
 
     recognizer = shipped_path("recognizer")
     # a file that is missing or damaged does no harm where nothing asks for it
-    key = (restorer or shipped_path("restorer")) if erase or steps else None
+    key = restorer
+    if key is None and (erase or steps):
+        try:
+            key = shipped_path("restorer")
+        except ModelError as error:
+            if erase:
+                raise
+            hint = "masks are refined through it, so that they come off again; --refine 0 does without"
+            raise ModelError(error.message, hint) from None
     engine = open_engine(generator or shipped_path("generator"), key if erase else None, recognizer, device)
     return refined(engine, steps, recognizer, key, device, refiner_path()) if steps else engine

@@ -6,11 +6,15 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emask.engine import BATCH, INPUTS, Device, GraphEngine
-from emask.errors import EmaskError, ModelError
+from emask.errors import EmaskError, ModelError, first_line
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -31,24 +35,14 @@ class OnnxEngine(GraphEngine):
     """
 
     def __init__(self, files: dict[str, Path], device: Device = "auto", batch_size: int = BATCH) -> None:
-        import onnxruntime
-
         super().__init__(files, batch_size)
-        onnxruntime.set_default_logger_severity(_FATAL)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _FATAL
-        cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers() and _has_nvidia_driver()
-        if cuda and hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                onnxruntime.preload_dlls()
         self._sessions = {}
         for kind, path in files.items():
             try:
-                with contextlib.redirect_stdout(io.StringIO()):  # a provider that fails is announced by print()
-                    session = onnxruntime.InferenceSession(str(path), options, [CUDA, CPU] if cuda else [CPU])
+                session = open_session(path, device)
             except Exception as error:  # its exception classes are generated and share no public base
-                reason = str(error).splitlines()[0][:200]
-                raise ModelError(f"ONNX Runtime cannot load {path}: {reason}", "export the model again") from None
+                message = f"ONNX Runtime cannot load {path}: {first_line(error)}"
+                raise ModelError(message, "export the model again") from None
             names = {entry.name for entry in session.get_inputs()}
             if names != set(INPUTS[kind]):
                 raise ModelError(
@@ -66,8 +60,29 @@ class OnnxEngine(GraphEngine):
         try:
             return np.asarray(self._sessions[kind].run(None, feeds)[0], np.float32)
         except Exception as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ModelError(f"{self.files[kind]} cannot be run: {reason}", "export the model again") from None
+            message = f"{self.files[kind]} cannot be run: {first_line(error)}"
+            raise ModelError(message, "export the model again") from None
+
+
+def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+    """A graph under ONNX Runtime, without the messages it prints.
+
+    Args:
+        device: "cpu" stays there; otherwise CUDA where its provider really loads, then the CPU.
+
+    Raises:
+        Exception: what ONNX Runtime raises of a file it cannot load; its classes are generated.
+    """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(_FATAL)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers() and _has_nvidia_driver()
+    with contextlib.redirect_stdout(io.StringIO()):  # libraries not found, and a provider that fails, come by print()
+        if cuda and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        return onnxruntime.InferenceSession(str(path), options, [CUDA, CPU] if cuda else [CPU])
 
 
 def _has_nvidia_driver() -> bool:

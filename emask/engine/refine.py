@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from emask.engine import Device, Engine, mirror_mean, unit
 from emask.engine.torch import convert
+from emask.errors import device_failure
 from emask.face.align import INNER, MARGIN, feather
 from emask.train import losses
 from emask.train.noise import Redetection, moved
@@ -113,7 +114,11 @@ class RefiningEngine:
         a: np.ndarray | None = None,
         b: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The change that masks each crop; see `GraphEngine.protect`. A face's mask does not depend on its batch."""
+        """The change that masks each crop; see `GraphEngine.protect`. A face's mask does not depend on its batch.
+
+        Raises:
+            EmaskError: out of memory, or the GPU failed.
+        """
         if target.shape[-1] <= self._others:
             raise ValueError(f"a target of {target.shape[-1]} numbers lacks the refiner's: embed it by embed_person")
         first = target[..., : target.shape[-1] - self._others]  # the generator knows one recognizer only
@@ -129,7 +134,13 @@ class RefiningEngine:
             for start in range(0, len(crops), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted, injected))
-                parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays), eps=eps))
+                try:
+                    parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays), eps=eps))
+                except (RuntimeError, MemoryError) as error:
+                    failure = device_failure(error)
+                    if failure is None:
+                        raise
+                    raise failure from None
         return np.concatenate(parts)
 
     def erase(self, crops: np.ndarray) -> np.ndarray:

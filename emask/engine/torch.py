@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emask.engine import BATCH, INPUTS, Device, GraphEngine
-from emask.errors import EmaskError, ModelError
+from emask.errors import EmaskError, ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,7 @@ def convert(path: Path, device: str, hint: str) -> tuple[torch.fx.GraphModule, l
         order = [entry.name for entry in graph.graph.input if entry.name not in weights]
         return onnx2torch.convert(graph).eval().requires_grad_(False).to(device), order
     except Exception as error:  # operators onnx2torch lacks raise NotImplementedError and others
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"torch cannot load {path}: {reason}", hint) from None
+        raise ModelError(f"torch cannot load {path}: {first_line(error)}", hint) from None
 
 
 class TorchEngine(GraphEngine):
@@ -76,7 +75,6 @@ class TorchEngine(GraphEngine):
             with torch.inference_mode():
                 out = self._modules[kind](*inputs)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ModelError(f"{self.files[kind]} cannot be run: {reason}", "install onnxruntime") from None
+            raise ModelError(f"{self.files[kind]} cannot be run: {first_line(error)}", "install onnxruntime") from None
         first = out[0] if isinstance(out, (list, tuple)) else out
         return np.asarray(first.float().cpu().numpy())

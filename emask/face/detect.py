@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from emask.errors import EmaskError, device_failure
+
 # Longest side, in pixels, at which a photo is searched. MTCNN's cost grows with the area and its smallest scale is set
 # by MIN_FACE, so a 12-megapixel photo costs no more than a 1280-pixel one; landmarks are scaled back afterwards.
 DETECTION_SIZE = 1280
@@ -45,6 +47,9 @@ class Detector:
         detection_size: longest side at which photos are searched, in pixels.
         min_face: smallest face side looked for, in pixels of the searched picture.
         min_probability: detections below it are dropped.
+
+    Raises:
+        EmaskError: CUDA was asked for and does not load.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class Detector:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device.startswith("cuda") and not torch.cuda.is_available():
+            raise EmaskError("CUDA was asked for but does not load", "use --device cpu")
         self.device = device
         self.detection_size = detection_size
         self.min_probability = min_probability
@@ -73,6 +80,9 @@ class Detector:
 
         Returns:
             One list per photo, in the order given, largest face first; empty where none was found.
+
+        Raises:
+            EmaskError: out of memory, or the GPU failed.
         """
         found: list[list[Face]] = [[] for _ in photos]
         groups: dict[tuple[int, int], list[int]] = {}
@@ -104,7 +114,10 @@ class Detector:
             return
         try:
             boxes, probabilities, points = self._mtcnn.detect(pixels, landmarks=True)
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            failure = device_failure(error)
+            if failure is not None:  # says nothing of the photo
+                raise failure from None
             # facenet-pytorch fails on a whole batch when one stage is left without candidates; the photos are then
             # taken one by one, and the one that has none is a photo without a face.
             if len(batch) > 1:

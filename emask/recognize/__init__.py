@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emask.errors import ModelError
+from emask.errors import ModelError, first_line
 from emask.face.align import CROP, INNER, MARGIN
 from emask.recognize.cards import Card, find_card, folder_cards
 from emask.recognize.thresholds import FALSE_ACCEPT_RATES, calibrate, rate_key, similarity, true_accept_rate
@@ -48,29 +46,17 @@ class Recognizer:
     """
 
     def __init__(self, card: Card, device: str = "auto") -> None:
-        import onnxruntime
-
-        from emask.engine.onnx import CPU, CUDA, _has_nvidia_driver
+        from emask.engine.onnx import open_session
 
         self.card = card
         self.name = card.name
         self.thresholds: dict[str, float] = dict(card.thresholds)
         if not card.file.is_file():
             raise ModelError(f"{card.file}: no such recognizer file")
-        onnxruntime.set_default_logger_severity(4)  # a provider that does not load is no news to the user
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        cuda = device != "cpu" and CUDA in onnxruntime.get_available_providers() and _has_nvidia_driver()
-        if cuda and hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                onnxruntime.preload_dlls()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # a provider that fails is announced by print()
-                self._session = onnxruntime.InferenceSession(
-                    str(card.file), options, providers=[CUDA, CPU] if cuda else [CPU]
-                )
+            self._session = open_session(card.file, device)
         except Exception as error:  # ONNX Runtime raises many classes of its own
-            raise ModelError(f"{card.file.name}: not a usable ONNX file", str(error).splitlines()[0][:200]) from error
+            raise ModelError(f"{card.file.name}: not a usable ONNX file", first_line(error)) from error
         inputs = {i.name: i for i in self._session.get_inputs()}
         if card.input_name and card.input_name not in inputs:
             raise ModelError(f"{card.file.name}: has no input called {card.input_name}", f"it has {', '.join(inputs)}")
@@ -122,7 +108,7 @@ class Recognizer:
             try:
                 out = np.asarray(self._session.run(None, {self._input: batch})[0], np.float32)
             except Exception as error:  # ONNX Runtime raises many classes of its own
-                raise ModelError(f"{self.name}: the recognizer failed", str(error).splitlines()[0][:200]) from error
+                raise ModelError(f"{self.name}: the recognizer failed", first_line(error)) from error
             if out.shape[0] != len(batch):
                 raise ModelError(f"{self.name}: output of shape {out.shape} for {len(batch)} faces")
             parts.append(out.reshape(len(batch), -1)[:real])

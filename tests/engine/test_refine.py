@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from emask.engine import Engine, open_engine, refined
 from emask.engine.refine import Refinement, RefiningEngine, budgets, refine
+from emask.errors import EmaskError
 from emask.face.align import INNER, MARGIN, feather
 
 SQUARE = slice(MARGIN, MARGIN + INNER)
@@ -234,3 +235,23 @@ def test_a_refiner_is_moved_too(plain: Engine, models: Path, crops: np.ndarray, 
     np.testing.assert_array_equal(
         engine(1.0, 0).protect(crops, aim, w=0.0, eps=EPS), plain.protect(crops, own, w=0.0, eps=EPS)
     )
+
+
+def test_out_of_memory_is_one_line(
+    plain: Engine, models: Path, crops: np.ndarray, target: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: what is nobody's memory stays a program's error."""
+    engine = refining(plain, models, steps=1)
+
+    def failing(error: Exception) -> None:
+        def refine(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(engine, "_refine", refine)
+
+    failing(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(EmaskError, match="^out of memory"):
+        engine.protect(crops, target, w=0.0, eps=EPS)
+    failing(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.protect(crops, target, w=0.0, eps=EPS)

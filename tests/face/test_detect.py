@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from emask.errors import EmaskError
 from emask.face.detect import Detector
 
 
@@ -64,3 +65,35 @@ def test_faces_come_largest_first(detector: Detector, astronaut: np.ndarray) -> 
     (faces,) = detector.detect([canvas])
     assert len(faces) == 2
     assert faces[0].size > faces[1].size and faces[0].points[0, 0] > 200
+
+
+@pytest.mark.parametrize("said, hint", [
+    ("CUDA out of memory. Tried to allocate 2.00 GiB", "smaller photos"),
+    ("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory", "smaller photos"),
+    ("CUDA error: an illegal memory access was encountered", "--device cpu"),
+])  # fmt: skip
+def test_a_machine_that_fails_is_no_photo_without_a_face(
+    astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch, said: str, hint: str
+) -> None:
+    """The twin: facenet-pytorch's own error of a stage without candidates is one."""
+    found = Detector(device="cpu")
+
+    def failing(error: Exception) -> None:
+        def detect(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(found._mtcnn, "detect", detect)
+
+    failing(RuntimeError(said))
+    with pytest.raises(EmaskError) as caught:
+        found.detect([astronaut, astronaut])
+    assert hint in caught.value.hint
+    failing(RuntimeError("torch.cat(): expected a non-empty list of Tensors"))
+    assert found.detect([astronaut, astronaut]) == [[], []]
+
+
+def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EmaskError, match="CUDA was asked for"):
+        Detector(device="cuda")
+    assert Detector().device == "cpu"
