@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from emask.bench.identification import RANKS, identify
 from emask.bench.metrics import accepted, psnr, rate, rejected, ssim
@@ -23,6 +23,7 @@ from emask.errors import UsageError
 from emask.face.align import CROP, Similarity, align, estimate, paste_change
 from emask.face.detect import Detector, Face
 from emask.handling import Handling
+from emask.images import load_photo
 from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, similarity, true_accept_rate
 
 # (crops (B, 3, 128, 128) float32 in [-1, 1], target embeddings (B, D)) -> change (B, 3, 128, 128)
@@ -106,7 +107,7 @@ class Selection:
         calibration_crops: (N, 128, 128, 3) uint8, what thresholds are calibrated on.
         calibration_people: (N,) who is on each, a position in `calibration_names`.
         calibration_names: these people.
-        skipped: photos in which no face was found.
+        skipped: photos in which no face was found, or that cannot be read.
     """
 
     sources: list[Source]
@@ -134,9 +135,12 @@ class Parts(Protocol):
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, orientation applied."""
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """(H, W, 3) uint8 RGB, orientation applied.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return load_photo(path).pixels
 
 
 def main_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face | None:
@@ -174,7 +178,8 @@ def select(
     """Choose sources and unseen targets among the people kept out of all training.
 
     Every person with two photos gives one to protect and one never touched; when more are wanted than there are such
-    people, those with further photos give another one, and so on.
+    people, those with further photos give another one, and so on. Photos that cannot be read are left out, and named
+    on standard error.
 
     Args:
         data: folder of photos with `lfw_pairs.txt`, whose last folds name the people kept out.
@@ -188,18 +193,21 @@ def select(
     Raises:
         UsageError: when fewer than one source remains, or too few people have so many photos.
     """
-    from emask.train.data import find_photos, split
+    from emask.train.data import find_photos, read_photos, split
 
     photos = find_photos(data)
     people, test = split(data, photos)
     kept = [(photo, person) for photo, person, held_out in zip(photos, people, test, strict=True) if held_out]
+    read = read_photos([photo for photo, _ in kept])
+    unreadable = [photo for (photo, _), pixels in zip(kept, read, strict=True) if pixels is None]
+    kept = [one for one, pixels in zip(kept, read, strict=True) if pixels is not None]
     names = [photo.relative_to(data).as_posix() for photo, _ in kept]
     tick = (
         (lambda done: progress("finding the faces of people kept out of training", done, len(kept)))
         if progress
         else None
     )
-    located = locate(names, [read_photo(photo) for photo, _ in kept], detector, tick)
+    located = locate(names, [pixels for pixels in read if pixels is not None], detector, tick)
     by_person: dict[str, list[Located]] = {}
     crops, owners = [], []
     for (_, person), found in zip(kept, located, strict=True):
@@ -246,7 +254,8 @@ def select(
         np.stack(crops),
         index,
         everyone.tolist(),
-        [name for name, found in zip(names, located, strict=True) if found is None],
+        [name for name, found in zip(names, located, strict=True) if found is None]
+        + [photo.relative_to(data).as_posix() for photo in unreadable],
     )
 
 

@@ -28,10 +28,14 @@ def export(
 
     Refuses unless ONNX and torch agree.
     """
-    from emask.train.export import export_run
+    from emask.train.export import export_run, read_manifest
 
     if not run.is_dir():
         raise UsageError(f"no run folder {run}", "name the folder that emask train --run wrote")
     folder = output or run / "models"
     for kind in export_run(run, folder, STRENGTHS):
         typer.echo(f"{folder / kind}.onnx")
+    recognizer = read_manifest(folder)["models"].get("recognizer")
+    if recognizer is not None and "thresholds" not in recognizer:
+        command = f"EMASK_MODELS_DIR={folder} python -m emask.bench.recognizer --data DIR --write"
+        typer.echo(f"the recognizer has no thresholds yet, which protect needs: {command}", err=True)

@@ -73,6 +73,9 @@ def train(
         str, typer.Option(help="Settings: cpu, gpu, paper, polish, replay, sharpen, smoke, or a .toml file.")
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoints.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew where the run has checkpoints; later stages' go as well.")
+    ] = False,
     max_minutes: Annotated[
         float | None, typer.Option(help="Wall-clock limit for all the stages named.", min=0.01)
     ] = None,
@@ -114,7 +117,7 @@ def train(
     from emask.train.noise import choose_pool
     from emask.train.place import join
     from emask.train.prepare import open_recognizers, open_surrogates, open_validation, prepare
-    from emask.train.run import check_before, note_command, run_stages
+    from emask.train.run import check_before, note_command, refuse_to_replace, run_stages
     from emask.weights import models_dir
 
     config = settings.preset(preset)
@@ -146,9 +149,16 @@ def train(
         raise UsageError(f"no photo {target}", "name the photo of one person with --target")
     if target is not None and stages == (1,):
         raise UsageError("stage 1 knows no targets", "leave out --target")
+    if distilled and resume:
+        raise UsageError(f"--stage {stage.value} is trained in one go", "leave out --resume")
+    if distilled and device is Device.cuda:
+        raise UsageError(f"--stage {stage.value} is trained on the CPU", "leave out --device")
     data_folder = find_folder(data, "EMASK_DATA", DATA_PLACES, "--data")
     recognizer_folder = find_folder(recognizers, "EMASK_RECOGNIZERS", RECOGNIZER_PLACES, "--recognizers")
-    check_before(run, stages, start_from)
+    check_before(run, stages, start_from, resume, force)
+    if distilled and not force:
+        hint = "name another folder with --run, or begin anew with --force"
+        refuse_to_replace([run / f"{stage.value}.pt"], hint)
     surrogates = open_surrogates(recognizer_folder, surrogate, 1 if stage is StageName.refiner else 2)
     cache = user_cache_path("emask") / "training"
     bars = _Bars()

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder for the variants' runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", help="some of the variants, by flag and value without dashes")
-    parser.add_argument("--resume", action="store_true", help="keep the lines that the run's ablation.json has")
+    parser.add_argument("--resume", action="store_true", help="go on: keep what the run has done")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     rows = _run(options)
@@ -96,7 +96,10 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
         wanted = {name: made for name, made in wanted.items() if name.lstrip("-") in options.only}
         if not wanted:
             raise TrainingError("no such variant", f"there are: {', '.join(name.lstrip('-') for name in VARIANTS)}")
-    check_before(options.run, (1, 2, 3), None)
+    results = options.run / "ablation.json"
+    settings = json.loads(json.dumps(config.to_dict()))
+    rows = _kept(results, settings) if options.resume else None
+    check_before(options.run, (), None)
     place = join(options.device)
     surrogates = [surrogate.to(place.device) for surrogate in open_surrogates(options.recognizers, None)]
     cache = user_cache_path("emask") / "training"
@@ -110,16 +113,20 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
     def quiet(number: int) -> Callable[[float, str], None]:
         return lambda share, line: None
 
-    results = options.run / "ablation.json"
-    rows: list[dict[str, object]] = []
-    if options.resume and results.is_file():
-        rows = json.loads(results.read_text(encoding="utf-8"))
+    def write(rows: list[dict[str, object]]) -> None:
+        write_bytes(results, json.dumps({"settings": settings, "rows": rows}, indent=1).encode(), force=True)
+
+    if rows is None:
+        for old in options.run.glob("seed*/stage1.pt"):  # may be of other settings; from now on they count as these
+            old.unlink()
+        rows = []
+        write(rows)
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in options.seeds:
         first = options.run / f"seed{seed}"
         first.mkdir(exist_ok=True)
-        if not (first / "stage1.pt").exists():
-            run_stages((1,), prepared.training, (), replace(config, seed=seed), place, first, quiet)
+        # one that is there may be half trained
+        run_stages((1,), prepared.training, (), replace(config, seed=seed), place, first, quiet, resume=True)
         for name, changed in wanted.items():
             if (name, seed) in done:
                 continue
@@ -141,7 +148,26 @@ def _run(options: argparse.Namespace) -> list[dict[str, object]]:
             rows.append({"variant": name, "seed": seed, "steps": sum(config.steps[1:]), "minutes": minutes,
                          "scores": scores})  # fmt: skip
             print(f"{name}, seed {seed}: done in {minutes:.1f} min", file=sys.stderr, flush=True)
-            write_bytes(results, json.dumps(rows, indent=1).encode(), force=True)
+            write(rows)
+    return rows
+
+
+def _kept(results: Path, settings: dict[str, object]) -> list[dict[str, object]] | None:
+    """The rows of an earlier run; None where there has been none.
+
+    Raises:
+        TrainingError: they are of other settings.
+    """
+    if not results.is_file():
+        return None
+    try:
+        kept = json.loads(results.read_text(encoding="utf-8"))
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict) or kept.get("settings") != settings:
+        hint = "name the preset it began with, another folder with --run, or begin anew without --resume"
+        raise TrainingError(f"{results} is of other settings", hint)
+    rows: list[dict[str, object]] = kept["rows"]
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ import torch
 from emask.errors import TrainingError
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(
+    path: Path, state: dict[str, Any], outdated: Sequence[Path] = (),
+    hint: str = "free some space and go on with --resume",
+) -> None:  # fmt: skip
     """Write a checkpoint; the one before stays until the new one is complete.
+
+    Args:
+        outdated: what was made from the one before; it goes with it.
+        hint: what to do when it cannot be written.
 
     Raises:
         TrainingError: the disk is full or the folder cannot be written.
@@ -20,10 +28,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     try:
         torch.save(state, partial)
+        for file in outdated:  # first: a process that ends in between must not leave them beside the new one
+            file.unlink(missing_ok=True)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {path}: {error}", "free some space and go on with --resume") from error
+        raise TrainingError(f"cannot write {path}: {error}", hint) from error
 
 
 def load(path: Path, hint: str) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from emask.errors import TrainingError
+from emask.errors import ImageError, TrainingError
 from emask.face.align import CROP, align, estimate
+from emask.images import load_photo
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 # Folds of lfw_pairs.txt (1-based) whose people no training sees.
@@ -100,8 +101,27 @@ def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
     return people, test
 
 
+def tell(line: str) -> None:
+    """A line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def read_photos(photos: Sequence[Path], say: Callable[[str], object] = tell) -> list[np.ndarray | None]:
+    """(H, W, 3) uint8 RGB of each photo, upright; None for one that cannot be read, of which `say` is told."""
+    read: list[np.ndarray | None] = []
+    for photo in photos:
+        try:
+            read.append(load_photo(photo).pixels)
+        except ImageError as error:
+            say(f"left out: {error.message}")
+            read.append(None)
+    return read
+
+
 def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Crops:
     """The packed crops of a data folder, made on first use and kept in `cache`.
+
+    Photos that cannot be read are left out, and named on standard error every time.
 
     Args:
         data: folder of photos.
@@ -120,6 +140,8 @@ def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | N
     if not index_file.exists():
         _pack(data, photos, pixels_file, index_file, progress)
     index = json.loads(index_file.read_text(encoding="utf-8"))
+    for line in index.get("left_out", []):  # an older version kept none
+        tell(line)
     if not index["names"]:
         raise TrainingError(f"no face found in the {len(photos)} photos of {data}")
     people, person_ids = np.unique(index["people"], return_inverse=True)
@@ -141,22 +163,21 @@ def _pack(
     people, test = split(data, photos)
     pixels_file.parent.mkdir(parents=True, exist_ok=True)
     crops, kept = [], []
+    left_out: list[str] = []
     step = 64
     for start in range(0, len(photos), step):
-        chunk = photos[start : start + step]
-        images: list[np.ndarray] = []
-        for photo in chunk:
-            with Image.open(photo) as image:
-                images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-        for offset, (image_array, faces) in enumerate(zip(images, detector.detect(images), strict=True)):
+        images = enumerate(read_photos(photos[start : start + step], left_out.append), start)
+        readable = [(number, image) for number, image in images if image is not None]
+        found = detector.detect([image for _, image in readable])
+        for (number, image), faces in zip(readable, found, strict=True):
             if not faces:
                 continue
             # the labelled person is the one in the middle, not always the largest
-            height, width = image_array.shape[:2]
+            height, width = image.shape[:2]
             middle = np.array([width / 2, height / 2])
             face = min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
-            crops.append(align(image_array, estimate(face.points)))
-            kept.append(start + offset)
+            crops.append(align(image, estimate(face.points)))
+            kept.append(number)
         if progress:
             progress(min(start + step, len(photos)), len(photos))
     partial = pixels_file.with_suffix(".partial.npy")
@@ -166,6 +187,7 @@ def _pack(
         "names": [str(photos[i].relative_to(data)) for i in kept],
         "people": [people[i] for i in kept],
         "test": [test[i] for i in kept],
+        "left_out": left_out,
     }
     partial = index_file.with_suffix(".partial")
     partial.write_text(json.dumps(index), encoding="utf-8")

@@ -26,6 +26,7 @@ from emask.engine import Engine
 from emask.errors import TrainingError
 from emask.face.align import INNER, MARGIN
 from emask.nets.recognizer import COMPACT, EMBEDDING, Form, Recognizer
+from emask.train.checkpoint import save
 from emask.train.data import Crops
 from emask.train.surrogates import Surrogate
 
@@ -270,12 +271,15 @@ def distill(
 
     Args:
         minutes: wall-clock budget; the schedule is laid over it.
-        checkpoint: written every five minutes and at the end: student, projection, step, config.
+        checkpoint: written every five minutes and at the end: student, form, projection, step. Its folder exists.
         report: called with one line of progress now and then.
         form: the student's.
         masked: masks faces, each with a budget of its own; from `DistillConfig.worn` on half of the faces wear such a
             mask, and all of them one that the student's own gradient draws, further with every replay. What is fitted
             through a student goes where it and its teacher part; there it has to be taught.
+
+    Raises:
+        TrainingError: the checkpoint cannot be written.
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -365,10 +369,7 @@ def distill(
 
 
 def _save(path: Path, student: Recognizer, space: TeacherSpace, step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     state = {
         "student": student.state_dict(), "form": asdict(student.form), "projection": space.projection, "step": step,
     }  # fmt: skip
-    torch.save(state, partial)
-    partial.replace(path)
+    save(path, state, hint="free some space and distil again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emask.errors import ModelError
+from emask.errors import ModelError, UsageError
 from emask.face.align import INNER
 from emask.nets.blocks import fold_norms
 from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
 from emask.nets.recognizer import COMPACT, EMBEDDING, Form, Recognizer
 from emask.nets.restorer import Restorer
+from emask.paths import make_folder
 from emask.train.checkpoint import load
 from emask.weights import FORMAT, REFINER, sha256
 
 OPSET = 17
+MANIFEST = "manifest.json"
 COMMANDS = "commands.txt"  # in a run folder: how it was trained, a line a command
 # Largest difference between torch and ONNX Runtime that an export may show, in the outputs' own units.
 TOLERANCE = 1e-4
@@ -159,10 +160,8 @@ def to_onnx(
     net = copy.deepcopy(net).float().eval().to(memory_format=torch.contiguous_format)
     inputs = example_inputs(kind, 2, size, attributes)
     output = "embedding" if kind == "recognizer" else "change"
-    handle, name = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=".emask-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
         torch.onnx.export(
             net,
             tuple(inputs.values()),
@@ -185,10 +184,7 @@ def to_onnx(
                 f"{kind}: ONNX Runtime and torch differ by {difference:.2g}, more than {TOLERANCE:g}",
                 "nothing was exported; report this with the versions of torch and onnxruntime",
             )
-        os.chmod(temporary, 0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
     def describe(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
         return {"name": name, "shape": ["batch", *shape[1:]], "dtype": "float32", "range": _RANGES[name]}
@@ -219,23 +215,36 @@ def _difference(net: nn.Module, kind: str, path: Path, size: int, attributes: in
     return worst
 
 
-def write_manifest(folder: Path, entries: dict[str, dict[str, Any]], targets: list[str]) -> None:
-    """Add or replace entries of `manifest.json`; what else it says about a model (figures, strengths) stays.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a folder that is exported to; one without models where there is none.
+
+    Raises:
+        ModelError: it is damaged, or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {"version": 1, "models": {}}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("version") != 1 or not isinstance(content.get("models"), dict):
+        raise ModelError(f"{path} is no manifest of version 1", "mend or remove it, or name another folder with -o")
+    return content
+
+
+def _put(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
+    """Add or replace models of a manifest; what else it says of one (figures) stays where the file is the same.
 
     Args:
         entries: by kind, from `to_onnx`, with anything to add.
-        targets: names of the built-in targets, the default first.
     """
-    path = folder / "manifest.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"version": 1}
-    models = content.setdefault("models", {})
+    models = content["models"]
     for kind, entry in entries.items():
-        models[kind] = {**models.get(kind, {}), **entry}
-    if targets:
-        content["targets"] = {"default": targets[0], "names": targets}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+        before = models.get(kind, {})
+        if before.get("sha256") != entry["sha256"]:  # figures are of the file; strengths are settings
+            before = {name: before[name] for name in before.keys() & {"strengths"}}
+        models[kind] = {**before, **entry}
 
 
 def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] | None = None) -> list[str]:
@@ -244,24 +253,54 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
     Args:
         run: folder with `recognizer.pt`, `refiner.pt`, `stage2.pt`, `stage3.pt`; what is missing is left as it is in
             `folder`.
-        folder: where the ONNX files and `manifest.json` go.
+        folder: where the ONNX files and `manifest.json` go; all of them, or none.
         strengths: (w, eps) of the strengths low, medium and high, for the generator's entry.
 
     Returns:
         The kinds exported.
 
     Raises:
-        ModelError: when the run holds nothing to export, or ONNX and torch differ.
+        ModelError: when the run holds nothing to export, ONNX and torch differ, or the folder's manifest is damaged.
+        TrainingError: a checkpoint is damaged.
+        UsageError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, dict[str, Any]] = {}
-    for name in ("recognizer", REFINER):
-        distilled = run / f"{name}.pt"
-        if distilled.exists():
-            state = load(distilled, "")
-            entry = to_onnx(recognizer_from(state), "recognizer", folder / f"{name}.onnx", INNER)
-            entries[name] = {**entry, "training": f"emask train --stage {name}", **state.get("measured", {})}
+    distilled = [name for name in ("recognizer", REFINER) if (run / f"{name}.pt").exists()]
     last = next((run / f"stage{n}.pt" for n in (3, 2) if (run / f"stage{n}.pt").exists()), None)
+    if last is None and not distilled:
+        raise ModelError(f"{run} holds no trained weights", "run emask train first, or name another run folder")
+    make_folder(folder)
+    content = read_manifest(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".emask-", dir=folder) as name:
+            made = Path(name)
+            entries = _convert(run, distilled, last, made)
+            if strengths and "generator" in entries:
+                entries["generator"]["strengths"] = strengths
+            _put(content, entries)
+            targets = sorted(p.stem for p in (folder / "targets").glob("*.jpg"))
+            if targets:
+                content["targets"] = {"default": targets[0], "names": targets}
+            (made / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            for file in [*(entry["file"] for entry in entries.values()), MANIFEST]:
+                (made / file).replace(folder / file)
+    except OSError as error:
+        hint = "free some space, or name another folder with -o"
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}", hint) from error
+    return list(entries)
+
+
+def _convert(run: Path, distilled: list[str], last: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write a run's networks as ONNX files; their entries in the manifest, by kind.
+
+    Args:
+        distilled: names of recognizers to take.
+        last: checkpoint of generator and restorer, or None.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for name in distilled:
+        state = load(run / f"{name}.pt", "")
+        entry = to_onnx(recognizer_from(state), "recognizer", folder / f"{name}.onnx", INNER)
+        entries[name] = {**entry, "training": f"emask train --stage {name}"}
     if last is not None:
         state = load(last, "")
         generator, restorer = generator_from(state), restorer_from(state)
@@ -272,12 +311,6 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
         more = {"emask.net": json.dumps(state["config"]), "emask.fusion": json.dumps(generator.fusion.tolist())}
         entry = to_onnx(generator, "generator", folder / "generator.onnx", size, attributes, more)
         entries["generator"] = {**entry, "training": made_by, "attributes": list(ATTRIBUTES)}
-        if strengths:
-            entries["generator"]["strengths"] = strengths
         entry = to_onnx(restorer, "restorer", folder / "restorer.onnx", size, attributes)
         entries["restorer"] = {**entry, "training": made_by}
-    if not entries:
-        raise ModelError(f"{run} holds no trained weights", "run emask train first, or name another run folder")
-    targets = sorted(p.stem for p in (folder / "targets").glob("*.jpg"))
-    write_manifest(folder, entries, targets)
-    return list(entries)
+    return entries

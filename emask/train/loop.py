@@ -39,7 +39,10 @@ class Run:
 
 
 def run_stage(stage: Stage, run: Run) -> None:
-    """Train a stage to its end and leave its checkpoint. Only the first process of several writes and reports."""
+    """Train a stage to its end and leave its checkpoint. Only the first process of several writes and reports.
+
+    The first checkpoint of a stage that begins anew replaces those of later stages as well: they came from the old one.
+    """
     place, config = stage.place, stage.config
     path = run.folder / f"stage{stage.number}.pt"
     elapsed, resumed = 0.0, run.resume and path.exists()
@@ -47,6 +50,7 @@ def run_stage(stage: Stage, run: Run) -> None:
         state = load(path, "")
         stage.restore(state)
         elapsed = state["elapsed"]
+    outdated = () if resumed else [run.folder / f"stage{number}.pt" for number in range(stage.number + 1, 4)]
     if place.first:
         watch.keep_rows(run.folder / watch.VALIDATION, stage.step_count if resumed else -1, stage.number)
     crops, batch = len(stage.data), config.batch * place.world
@@ -66,7 +70,7 @@ def run_stage(stage: Stage, run: Run) -> None:
                 saved = now
                 if table.waiting:  # what is in no row yet would be lost with the process
                     _flush(table, stage, clock)
-                save(path, stage.state(clock.elapsed))
+                save(path, stage.state(clock.elapsed), outdated)
             if config.watch and now - watched > config.watch * 60:
                 _look(stage, run, clock)
                 watched = time.monotonic()
@@ -74,7 +78,7 @@ def run_stage(stage: Stage, run: Run) -> None:
     if place.first:
         if table.waiting:
             run.report(1.0, f"stage {stage.number} step {stage.step_count}  " + _flush(table, stage, clock))
-        save(path, stage.state(clock.elapsed))
+        save(path, stage.state(clock.elapsed), outdated)
         _look(stage, run, clock)
 
 

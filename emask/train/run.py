@@ -28,11 +28,17 @@ from emask.weights import shipped_path
 NEEDS_STAGE_1 = "run emask train --stage 1 first, or go on from trained weights with --start-from"
 
 
-def check_before(folder: Path, stages: Sequence[int], start_from: Path | None) -> None:
-    """Refuse a run that cannot work before minutes go into preparing it; make its folder.
+def check_before(
+    folder: Path, stages: Sequence[int], start_from: Path | None, resume: bool = False, force: bool = False
+) -> None:
+    """Refuse a run that cannot work, or would cost another, before minutes go into preparing it; make its folder.
+
+    Args:
+        force: checkpoints that are there may be lost.
 
     Raises:
-        TrainingError: the folder cannot be written, or what the first stage or stage 2 begins with is not there.
+        TrainingError: the folder cannot be written, what the first stage or stage 2 begins with is not there, or
+            checkpoints would be lost: start_from whether forced or not.
         ModelError: start_from holds a damaged model.
         UsageError: start_from without stage 2.
     """
@@ -50,6 +56,29 @@ def check_before(folder: Path, stages: Sequence[int], start_from: Path | None) -
     except OSError as error:
         reason = error.strerror or error
         raise TrainingError(f"cannot write to {folder}: {reason}", "name another folder with --run") from error
+    lost = _lost(folder, stages, resume)
+    if start_from is not None and any(path.samefile(start_from) for path in lost):
+        raise TrainingError(f"{start_from} would be replaced on the way", "name another folder with --run")
+    if not force:
+        refuse_to_replace(lost, "go on with --resume, name another folder with --run, or begin anew with --force")
+
+
+def _lost(folder: Path, stages: Sequence[int], resume: bool) -> list[Path]:
+    """Checkpoints that are there and will not be: those of stages that begin anew, and of all stages after them."""
+    paths = {number: folder / f"stage{number}.pt" for number in (1, 2, 3)}
+    anew = [number for number in stages if not (resume and paths[number].exists())]
+    return [path for number, path in paths.items() if anew and number >= anew[0] and path.exists()]
+
+
+def refuse_to_replace(checkpoints: Sequence[Path], hint: str) -> None:
+    """Refuse what would cost checkpoints.
+
+    Raises:
+        TrainingError: one is there.
+    """
+    there = [str(path) for path in checkpoints if path.exists()]
+    if there:
+        raise TrainingError(f"{', '.join(there)} would be lost", hint)
 
 
 def starting_weights(start_from: Path) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from emask.errors import TrainingError, as_program
 from emask.face.align import CROP, TEMPLATE_112, align, estimate
-from emask.train.data import find_photos, split
+from emask.train.data import find_photos, read_photos, split
 
 if TYPE_CHECKING:
     from emask.recognize import Recognizer
@@ -130,12 +130,10 @@ def find_members(
     members: list[Member] = []
     for done, index in enumerate(order, 1):
         own = by_person[names[index]][:4]
-        images = []
-        for path in own:
-            with Image.open(path) as image:
-                images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        readable = [(path, pixels) for path, pixels in zip(own, read_photos(own), strict=True) if pixels is not None]
+        found = detector.detect([pixels for _, pixels in readable])
         usable = []
-        for path, pixels, faces in zip(own, images, detector.detect(images), strict=True):
+        for (path, pixels), faces in zip(readable, found, strict=True):
             if faces:
                 points = faces[0].points.astype(np.float64)
                 residual = float(np.abs(estimate(points, TEMPLATE_PORTRAIT).apply(points) - TEMPLATE_PORTRAIT).max())

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from emask.bench import refining
 from emask.cli.app import main
-from emask.train import ablation, speed
+from emask.train import ablation, checkpoint, speed
+from emask.train.run import starting_weights
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
 RECOGNIZERS = {"blocks-8": (8, "A"), "blocks-16": (16, "A"), "judge": (14, "B")}
@@ -76,11 +78,14 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     before = (run / "stage1.pt").read_bytes()
     arguments = ["--preset", "smoke", "--run", "runs/new/smoke", "--device", "cpu"]
     assert main(["train", "--stage", "3", "--resume", *arguments]) == 0
-    assert main(["train", "--stage", "2", "--attack", "meta", "--injection", "0", "--noise", "none", "--no-curriculum",
-                 "--no-critic", "--no-owner-term", "--target", str(PEOPLE / "june_1.jpg"), "--seed", "3",
-                 "--max-minutes", "0.05", *arguments]) == 0  # fmt: skip
+    assert main(["train", "--stage", "2", *arguments]) == 1
+    assert "stage2.pt, runs/new/smoke/stage3.pt would be lost" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--stage", "2", "--force", "--attack", "meta", "--injection", "0", "--noise", "none",
+                 "--no-curriculum", "--no-critic", "--no-owner-term", "--target", str(PEOPLE / "june_1.jpg"),
+                 "--seed", "3", "--max-minutes", "0.05", *arguments]) == 0  # fmt: skip
     assert (run / "stage1.pt").read_bytes() == before
     assert [line.split(",")[0] for line in (run / "validation.csv").read_text().splitlines()[1:]] == ["2"]
+    assert not (run / "stage3.pt").exists()  # it came from the stage 2 before
 
     capsys.readouterr()
     assert main(["export", "runs/new/smoke", "-o", "exported"]) == 0
@@ -89,15 +94,16 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     assert first == "emask train --stage all --preset smoke"
     assert last.startswith("emask train --stage 2 --preset smoke --target june_1.jpg --attack meta")
     assert str(work) not in manifest["models"]["generator"]["training"]
+    weights = starting_weights(Path("exported"))["generator"]
+    for name, value in checkpoint.load(run / "stage2.pt", "")["generator"].items():
+        torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
     assert {"generator.onnx", "restorer.onnx", "manifest.json"} <= {path.name for path in Path("exported").iterdir()}
-    assert main(["train", "--stage", "2", "--start-from", "exported", *arguments]) == 0
+    assert main(["train", "--stage", "2", "--force", "--start-from", "exported", *arguments]) == 0
     # trained weights can be sharpened for one target in a folder of their own, where no stage 1 has been
     alone = ["--preset", "smoke", "--run", "runs/sharp", "--device", "cpu", "--target", str(PEOPLE / "june_1.jpg")]
     capsys.readouterr()
     assert main(["train", "--stage", "2", "--start-from", "exported", *alone]) == 0
     assert "no stage1.pt in the run: the critic begins anew" in capsys.readouterr().err
-    again = ["--preset", "smoke", "--run", "runs/again", "--device", "cpu"]
-    assert main(["train", "--stage", "all", "--start-from", "exported", *again]) == 0
 
 
 def test_the_ablation_and_the_speed_report_run(
@@ -171,6 +177,8 @@ REFUSED = [
     (["--stage", "1", "--injection", "1.5"], 2, "--injection", ""),
     (["--stage", "1", "--max-minutes", "0"], 2, "max-minutes", ""),
     (["--stage", "1", "--device", "tpu"], 2, "tpu", ""),
+    (["--stage", "recognizer", "--resume"], 2, "trained in one go", "--resume"),
+    (["--stage", "refiner", "--device", "cuda"], 2, "trained on the CPU", "--device"),
 ]
 
 
@@ -190,6 +198,24 @@ def test_what_cannot_be_trained_is_refused(
     if said:
         assert len([line for line in captured.err.splitlines() if line.startswith("error:")]) == 1
     assert not list(work.rglob("*.pt"))
+
+
+@pytest.mark.parametrize(("stage", "file"), [("all", "stage2.pt"), ("recognizer", "recognizer.pt")])
+def test_a_run_is_not_written_over(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str, file: str
+) -> None:
+    def begin(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emask.train.prepare.open_surrogates", begin)
+    (work / "runs/default").mkdir(parents=True)
+    (work / "runs/default" / file).touch()
+    arguments = ["train", "--stage", stage, "--preset", "smoke"]
+    assert main(arguments) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"runs/default/{file} would be lost" in said and "--force" in said
+    assert main([*arguments, "--force"]) == 130  # by then it has begun
+    assert main([*arguments, "--run", "runs/other"]) == 130
 
 
 def test_without_folders_the_usual_places_are_named(

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage.data import astronaut
 
+from emask.bench.protocol import select
 from emask.errors import TrainingError
+from emask.face.detect import Detector
 from emask.train import data as module
-from emask.train.data import find_photos, load_crops, read_pairs, split
+from emask.train.data import find_photos, load_crops, read_pairs, read_photos, split
+
+PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
 
 
 def pairs_file(folder: Path) -> Path:
@@ -61,6 +65,49 @@ def test_crops_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert crops.pixels.shape == (1, 128, 128, 3)
     monkeypatch.setattr(module, "_pack", None)  # a second packing would fail
     assert np.array_equal(load_crops(photos, tmp_path / "cache").pixels, crops.pixels)
+
+
+def test_photos_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "data"
+    photos.mkdir()
+    (photos / "0.jpg").write_bytes(b"no photo at all")
+    Image.fromarray(astronaut()).save(photos / "1.png")
+    Image.fromarray(astronaut()).save(photos / "2.jpg")
+    (photos / "2.jpg").write_bytes((photos / "2.jpg").read_bytes()[:5000])
+    for _ in range(2):  # they are named again where the crops come from the cache
+        crops = load_crops(photos, tmp_path / "cache")
+        assert crops.names == ["1.png"] and len(crops.pixels) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 2 and "0.jpg" in said[0] and "2.jpg is truncated" in said[1]
+
+
+def test_the_benchmark_leaves_them_out_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs_file(tmp_path)
+    (tmp_path / "p9").mkdir()
+    for number in (1, 2):
+        (tmp_path / "p9" / f"p9_{number}.jpg").write_bytes((PEOPLE / f"june_{number}.jpg").read_bytes())
+    (tmp_path / "p9" / "p9_0.jpg").write_bytes(b"no photo at all")
+    selection = select(tmp_path, 9, 0, 0, Detector(device="cpu"))
+    assert [source.photo.name for source in selection.sources] == ["p9/p9_1.jpg"]
+    assert selection.skipped == ["p9/p9_0.jpg"] and "p9_0.jpg" in capsys.readouterr().err
+
+
+def test_photos_are_read_upright_and_in_colour(tmp_path: Path) -> None:
+    """As Pillow reads them."""
+    face = Image.fromarray(astronaut()[:64, :48])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    face.save(tmp_path / "0.jpg", exif=exif)
+    face.convert("L").save(tmp_path / "1.png")
+    face.convert("P").save(tmp_path / "2.png")
+    face.convert("RGBA").save(tmp_path / "3.webp")
+    face.convert("CMYK").save(tmp_path / "4.jpg")
+    paths = sorted(tmp_path.iterdir())
+    for path, pixels in zip(paths, read_photos(paths), strict=True):
+        with Image.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        assert pixels is not None and pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, expected)
 
 
 def test_folders_without_photos_or_faces_are_refused(tmp_path: Path) -> None:

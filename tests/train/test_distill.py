@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from emask.engine import open_engine
+from emask.errors import TrainingError
 from emask.face.align import INNER
 from emask.nets.recognizer import COMPACT, WIDE, Recognizer
 from emask.train.data import Crops
@@ -18,6 +19,7 @@ from emask.train.distill import (
     TeacherSpace,
     _further,
     _Hints,
+    _save,
     augment,
     distill,
     embed_all,
@@ -129,3 +131,14 @@ def test_a_refiner_is_distilled_and_exported(wide_teacher: Surrogate, tmp_path: 
     engine = open_engine(recognizer=tmp_path / "models" / "refiner.onnx", device="cpu")
     with torch.no_grad():
         np.testing.assert_allclose(engine.embed(x.numpy()), student(x).numpy(), atol=1e-4)
+
+
+def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: object, file: Path) -> None:
+        file.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space left") as caught:
+        _save(tmp_path / "recognizer.pt", Recognizer(), TeacherSpace([]), 1)
+    assert "--resume" not in caught.value.hint and not list(tmp_path.iterdir())

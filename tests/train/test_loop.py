@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -350,3 +352,61 @@ def test_export_refuses_what_disagrees(run: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(EmaskError, match="differ"):
         export.to_onnx(net, "restorer", tmp_path / "restorer.onnx", 128)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_appears_whole_or_not_at_all(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported, tmp_path / "models")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    monkeypatch.setattr(export, "_difference", lambda net, kind, *rest: 1.0 if kind == "restorer" else 0.0)
+    with pytest.raises(EmaskError, match="restorer: .* differ"):
+        export.export_run(run, tmp_path / "models", {"low": {"w": 0.0, "eps": 1.0}})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes")
+def test_exported_files_have_the_modes_the_user_wants(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        export.export_run(run, tmp_path / "models")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "models").iterdir())
+    assert len(files) == 3 and {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_where_nothing_can_be_exported_to(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmaskError, match="cannot write to") as caught:
+        export.export_run(run, tmp_path / "file")
+    assert caught.value.hint and caught.value.exit_code == 2
+    (tmp_path / "manifest.json").write_text('{"version": 1, "mod')
+    with pytest.raises(EmaskError, match="is no manifest") as caught:
+        export.export_run(run, tmp_path)
+    assert caught.value.hint and caught.value.exit_code == 5
+    with pytest.raises(EmaskError, match="no trained weights"):
+        export.export_run(tmp_path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_figures_go_with_the_file_they_were_measured_on(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first, second = (Recognizer().state_dict() for _ in range(2))
+
+    def exported_again(weights: dict[str, Tensor], **more: object) -> dict[str, object]:
+        torch.save({"student": weights}, tmp_path / "recognizer.pt")
+        export.export_run(tmp_path, models)
+        manifest = json.loads((models / "manifest.json").read_text())
+        entry: dict[str, object] = manifest["models"]["recognizer"]
+        (models / "manifest.json").write_text(
+            json.dumps({**manifest, "models": {"recognizer": {**entry, **more}}, "note": "mine"})
+        )
+        return entry
+
+    exported_again(first, thresholds={"0.01": 0.3}, lfw_accuracy=0.99)
+    same_file = exported_again(first)
+    assert same_file["thresholds"] == {"0.01": 0.3} and same_file["lfw_accuracy"] == 0.99
+    other = exported_again(second)
+    assert not {"thresholds", "lfw_accuracy"} & other.keys() and other["training"] == "emask train --stage recognizer"
+    assert json.loads((models / "manifest.json").read_text())["note"] == "mine"

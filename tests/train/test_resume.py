@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from emask.errors import TrainingError
 from emask.train import checkpoint, watch
 from emask.train.config import TrainConfig
 from emask.train.dataset import TrainingSet
 from emask.train.loop import Run, run_stage
+from emask.train.run import check_before
 from emask.train.stage import Stage
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -96,6 +98,63 @@ def test_a_finished_stage_is_left_as_it_is(stage_of: OpenStage, run: Path, tmp_p
     shutil.copy(run / "stage2.pt", tmp_path)
     run_stage(stage_of(2), Run(tmp_path, resume=True))
     assert same(checkpoint.load(tmp_path / "stage2.pt", ""), checkpoint.load(run / "stage2.pt", ""))
+
+
+def test_a_stage_that_begins_anew_takes_the_later_ones_away(
+    stage_of: OpenStage, run: Path, tmp_path: Path
+) -> None:
+    """Not before its first checkpoint is there, and not when it goes on."""
+    for number in (1, 2, 3):
+        shutil.copy(run / f"stage{number}.pt", tmp_path)
+    run_stage(stage_of(2), Run(tmp_path, resume=True))
+    assert (tmp_path / "stage3.pt").exists()
+    stage = stage_of(2)
+    step, there = stage.step, []
+
+    def watched(progress: float) -> dict[str, Tensor]:
+        there.append((tmp_path / "stage3.pt").exists())
+        return step(progress)
+
+    stage.step = watched  # type: ignore[method-assign]
+    run_stage(stage, Run(tmp_path, save_every=0.0))
+    assert there[0] and not any(there[1:])
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["stage1.pt", "stage2.pt"]
+
+
+# stages asked for, those there are, whether resumed: what would be lost
+LOST = [
+    ((1, 2, 3), (), False, ()),
+    ((1, 2, 3), (1,), False, (1,)),
+    ((2,), (1, 2, 3), False, (2, 3)),
+    ((3,), (1, 2), False, ()),
+    ((1,), (2, 3), False, (2, 3)),
+    ((1, 2, 3), (1, 2), True, ()),
+    ((1, 2, 3), (1, 3), True, (3,)),
+    ((3,), (3,), True, ()),
+]
+
+
+@pytest.mark.parametrize(("stages", "there", "resume", "lost"), LOST)
+def test_checkpoints_are_lost_by_force_only(
+    tmp_path: Path, stages: tuple[int, ...], there: tuple[int, ...], resume: bool, lost: tuple[int, ...]
+) -> None:
+    for number in there:
+        (tmp_path / f"stage{number}.pt").touch()
+    check_before(tmp_path, stages, None, resume, force=True)
+    if not lost:
+        check_before(tmp_path, stages, None, resume)
+        return
+    with pytest.raises(TrainingError, match="would be lost") as caught:
+        check_before(tmp_path, stages, None, resume)
+    assert [n for n in (1, 2, 3) if f"stage{n}.pt" in caught.value.message] == list(lost)
+    assert "--force" in caught.value.hint
+
+
+def test_a_run_does_not_replace_what_it_begins_with(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "stage3.pt", tmp_path)
+    with pytest.raises(TrainingError, match="would be replaced"):
+        check_before(tmp_path, (1, 2, 3), tmp_path / "stage3.pt", force=True)
+    check_before(tmp_path / "other", (1, 2, 3), tmp_path / "stage3.pt")
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import shift
 
 from emask.errors import TrainingError
-from emask.train.synthetic import ATTRIBUTES, MIN_GROUP, Member, choose_groups, main, morph, yaw
+from emask.train.synthetic import ATTRIBUTES, MIN_GROUP, Member, choose_groups, find_members, main, morph, yaw
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
 
@@ -72,6 +72,19 @@ def test_yaw_of_a_frontal_and_a_turned_face() -> None:
     assert yaw(turned) == pytest.approx(0.2)
     angle = np.array([[0.8, -0.6], [0.6, 0.8]])
     assert yaw(turned @ angle.T * 3) == pytest.approx(0.2)
+
+
+def test_a_photo_that_cannot_be_read_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person's other two photos do."""
+    for photo in PEOPLE.glob("ines_*.jpg"):
+        (tmp_path / "ines").mkdir(exist_ok=True)
+        (tmp_path / "ines" / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / "ines" / "ines_0.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr("emask.train.synthetic.MIN_GROUP", 1)
+    assert [member.person for member in find_members(tmp_path, False, 10, 0, max_yaw=1.0)] == ["ines"]
+    assert "ines_0.jpg" in capsys.readouterr().err
 
 
 def test_command_reports_a_folder_without_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
