@@ -26,24 +26,23 @@ PIXEL_LIMIT = 100_000_000
 # JPEG and WebP quality of what is written. At 95, without chroma subsampling, little of the mask is lost.
 QUALITY = 95
 
-# EXIF entries that tell where the photo was taken, with which camera, or by whom; dropped unless metadata is kept.
-_PRIVATE_BASE = {
-    ExifTags.Base.GPSInfo,
-    ExifTags.Base.Artist,
-    ExifTags.Base.HostComputer,
-    ExifTags.Base.CameraSerialNumber,
-    ExifTags.Base.XPAuthor,
-    ExifTags.Base.XMLPacket,
-    ExifTags.Base.ImageResources,
-    ExifTags.Base.IPTCNAA,
+# The EXIF entries that "strip" leaves: model of the camera, date, exposure, colour. A list of what to drop would never
+# be complete: every caption may hold a name, and a new version of EXIF brings new ones.
+_PUBLIC_BASE = {
+    ExifTags.Base[name]
+    for name in """Make Model Orientation XResolution YResolution ResolutionUnit DateTime WhitePoint
+    PrimaryChromaticities YCbCrCoefficients YCbCrPositioning ReferenceBlackWhite ExifOffset""".split()
 }
-_PRIVATE_EXIF = {
-    ExifTags.Base.MakerNote,
-    ExifTags.Base.UserComment,
-    ExifTags.Base.ImageUniqueID,
-    ExifTags.Base.CameraOwnerName,
-    ExifTags.Base.BodySerialNumber,
-    ExifTags.Base.LensSerialNumber,
+_PUBLIC_EXIF = {
+    ExifTags.Base[name]
+    for name in """ExposureTime FNumber ExposureProgram ISOSpeedRatings SensitivityType RecommendedExposureIndex
+    ExifVersion DateTimeOriginal DateTimeDigitized SubsecTime SubsecTimeOriginal SubsecTimeDigitized
+    ComponentsConfiguration CompressedBitsPerPixel ShutterSpeedValue ApertureValue BrightnessValue ExposureBiasValue
+    MaxApertureValue SubjectDistance MeteringMode LightSource Flash FocalLength FlashPixVersion ColorSpace
+    ExifImageWidth ExifImageHeight ExifInteroperabilityOffset FocalPlaneXResolution FocalPlaneYResolution
+    FocalPlaneResolutionUnit SensingMethod CustomRendered ExposureMode WhiteBalance DigitalZoomRatio
+    FocalLengthIn35mmFilm SceneCaptureType GainControl Contrast Saturation Sharpness SubjectDistanceRange
+    LensSpecification LensMake LensModel Gamma""".split()
 }
 
 
@@ -75,8 +74,9 @@ def load_photo(source: str | Path | bytes, *, metadata: Metadata = "strip", name
 
     Args:
         source: a path, or the encoded bytes.
-        metadata: "strip" drops location, serial numbers, owner and everything outside EXIF; "keep" keeps all. Either
-            way the orientation is applied, and embedded thumbnails, which show the unchanged face, are dropped.
+        metadata: "strip" keeps camera, date, exposure and colour profile and drops the rest, location, serial numbers
+            and names with it; "keep" keeps all. Either way the orientation is applied, and embedded thumbnails, which
+            show the unchanged face, are dropped.
         name: used in error messages; the path when omitted.
 
     Raises:
@@ -192,20 +192,30 @@ def _encoder_arguments(
     if metadata == "keep":
         xmp = info.get("xmp")
         if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and b"humbnail" not in xmp:
-            save["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
+            save["xmp"] = _upright_xmp(xmp)
         if file_format == "JPEG" and info.get("comment"):
             save["comment"] = info["comment"]
         text = getattr(image, "text", None)
         if file_format == "PNG" and text:
             chunks = PngImagePlugin.PngInfo()
             for key, value in text.items():
-                chunks.add_itxt(key, str(value))
+                if key == "XML:com.adobe.xmp":
+                    if "humbnail" in value:
+                        continue
+                    value = _upright_xmp(value.encode()).decode()
+                # ImageMagick's way to store EXIF, which is written as such, and others that may have thumbnails
+                if not key.startswith("Raw profile type "):
+                    chunks.add_itxt(key, str(value))
             save["pnginfo"] = chunks
     return save
 
 
+def _upright_xmp(xmp: bytes) -> bytes:
+    return re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
+
+
 def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
-    """EXIF to write back: upright, without a thumbnail, and without private entries unless they are kept."""
+    """EXIF to write back: upright, without a thumbnail, and with public entries alone unless all are kept."""
     try:
         exif = image.getexif()
         if not len(exif):
@@ -216,12 +226,11 @@ def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
         if ExifTags.Base.Orientation in exif:
             exif[ExifTags.Base.Orientation] = 1
         if metadata == "strip":
-            for tag in _PRIVATE_BASE:
-                if tag in exif:
-                    del exif[tag]
+            for tag in set(exif) - _PUBLIC_BASE:
+                del exif[tag]
             exif._ifds.pop(ExifTags.IFD.GPSInfo, None)
-            for tag in _PRIVATE_EXIF:
-                details.pop(tag, None)
+            for tag in set(details) - _PUBLIC_EXIF:
+                del details[tag]
         return exif.tobytes() or None
     except Exception:  # damaged EXIF cannot be cleaned, so none of it is kept
         return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emask.errors import UsageError
+from emask.errors import EmaskError, UsageError
 
 # Endings searched for in folders; the keys of images.SUFFIXES, repeated here so that paths need no image library.
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp"})
@@ -39,11 +41,34 @@ class Job:
         return STANDARD if self.output is None else str(self.output)
 
 
-def plan(inputs: Sequence[str], output: str | None, default_folder: str, *, keep: Iterable[Path] = ()) -> list[Job]:
+def is_there(path: Path, unclear: type[EmaskError] = UsageError) -> bool:
+    """Whether a path leads to a file or folder.
+
+    Raises:
+        unclear: it cannot be told, where `Path.exists` ends in a traceback: a folder on the way that may not be
+            searched, a name that is too long.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise unclear(f"{path}: {error.strerror or error}", "check the name, and who may open its folder") from None
+    return True
+
+
+def plan(
+    inputs: Sequence[str],
+    output: str | None,
+    default_folder: str,
+    *,
+    keep: Iterable[Path] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Job]:
     """Pair every photo with its output.
 
-    Folders are searched recursively; hidden files and the output folder itself are left out. Results keep their path
-    relative to the folder named on the command line.
+    Folders are searched recursively; hidden files, the output folder itself and links to folders are left out. Results
+    keep their path relative to the folder named on the command line. A photo named twice is one job, the first.
 
     Args:
         inputs: files, folders, or "-" alone for standard input.
@@ -51,9 +76,11 @@ def plan(inputs: Sequence[str], output: str | None, default_folder: str, *, keep
             `default_folder` beside the one input folder, otherwise in the working directory.
         default_folder: name of the default output folder.
         keep: further files that must never be written over (the target, the key).
+        tell: is handed one line about links to folders that were left out, if there are any.
 
     Raises:
-        UsageError: missing inputs, folders without photos, two photos with one output, an output that is an input.
+        UsageError: missing inputs, folders without photos or that cannot be read, two photos with one output, an output
+            that is an input.
     """
     if not inputs:
         raise UsageError("no photos named", "name files, folders, or - for standard input")
@@ -63,12 +90,14 @@ def plan(inputs: Sequence[str], output: str | None, default_folder: str, *, keep
         if output in (None, STANDARD):
             return [Job(None, None)]
         assert output is not None
-        if Path(output).is_dir():
+        if _is_folder_name(output):
             raise UsageError(f"{output} is a folder", "name an output file for a photo from standard input")
-        return [Job(None, Path(output), explicit=True)]
+        jobs = [Job(None, Path(output), explicit=True)]
+        _refuse_collisions(jobs, keep)
+        return jobs
     paths = [Path(name) for name in inputs]
     for path in paths:
-        if not path.exists():
+        if not is_there(path):
             raise UsageError(f"no such file or folder: {path}")
     if output == STANDARD:
         if len(paths) != 1 or paths[0].is_dir():
@@ -78,17 +107,21 @@ def plan(inputs: Sequence[str], output: str | None, default_folder: str, *, keep
         jobs = [Job(paths[0], Path(output), explicit=True)]
     else:
         folder = Path(output) if output is not None else _default_folder(paths, default_folder)
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not folder.is_dir():
             raise UsageError(f"output {folder} is a file", "name a folder with -o")
-        jobs = _jobs(paths, folder)
+        jobs = _jobs(paths, folder, tell)
     _refuse_collisions(jobs, keep)
     return jobs
 
 
+def _is_folder_name(output: str) -> bool:
+    return output.endswith(("/", os.sep)) or os.path.isdir(Path(output))
+
+
 def _is_file_name(output: str) -> bool:
-    if output.endswith(("/", os.sep)) or Path(output).is_dir():
+    if _is_folder_name(output):
         return False
-    return Path(output).is_file() or Path(output).suffix.lower() in PHOTO_SUFFIXES
+    return os.path.isfile(output) or Path(output).suffix.lower() in PHOTO_SUFFIXES
 
 
 def _default_folder(paths: list[Path], name: str) -> Path:
@@ -97,29 +130,40 @@ def _default_folder(paths: list[Path], name: str) -> Path:
     return Path(name)
 
 
-def _jobs(paths: list[Path], folder: Path) -> list[Job]:
-    jobs: list[Job] = []
+def _jobs(paths: list[Path], folder: Path, tell: Callable[[str], None]) -> list[Job]:
+    jobs: dict[Path, Job] = {}
+    links: dict[str, None] = {}  # each once, in order
     own = folder.resolve()
     for path in paths:
         if path.is_dir():
             if path.resolve() == own:
                 raise UsageError(f"the output folder {folder} is an input folder", "name another folder with -o")
-            jobs += [Job(found, folder / found.relative_to(path)) for found in _photos(path, own)]
-        elif path not in [job.source for job in jobs]:
-            jobs.append(Job(path, folder / path.name))
+            for found in _photos(path, own, links):
+                jobs.setdefault(found.absolute(), Job(found, folder / found.relative_to(path)))
+        else:
+            jobs.setdefault(path.absolute(), Job(path, folder / path.name))
+    if links:
+        tell(f"links to folders are not followed: {', '.join(links)}")
     if not jobs:
         endings = ", ".join(sorted(PHOTO_SUFFIXES))
         raise UsageError(f"no photos in {', '.join(map(str, paths))}", f"looked for files ending in {endings}")
-    return jobs
+    return list(jobs.values())
 
 
-def _photos(folder: Path, leave_out: Path) -> list[Path]:
+def _photos(folder: Path, leave_out: Path, links: dict[str, None]) -> list[Path]:
+    """The photos below a folder; links to folders are added to `links`."""
+
+    def refuse(error: OSError) -> None:  # os.walk would go on without the folder, its photos silently left out
+        name, reason = error.filename, error.strerror or error
+        raise UsageError(f"cannot read the folder {name}: {reason}", "make it readable, or name photos and folders")
+
     found: list[Path] = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=refuse):
         here = Path(root)
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and (here / name).resolve() != leave_out
         )
+        links.update((str(here / name), None) for name in folders if os.path.islink(here / name))
         found += [
             here / name
             for name in sorted(files)
@@ -129,9 +173,9 @@ def _photos(folder: Path, leave_out: Path) -> list[Path]:
 
 
 def _refuse_collisions(jobs: list[Job], keep: Iterable[Path]) -> None:
-    originals = {mark for job in jobs if job.source is not None for mark in _marks(job.source)}
+    originals = {mark for job in jobs for mark in (_marks(job.source) if job.source else _standard_input())}
     originals |= {mark for path in keep for mark in _marks(path)}
-    outputs: dict[Path, Job] = {}
+    outputs: dict[str, Job] = {}
     for job in jobs:
         assert job.output is not None
         if _marks(job.output) & originals:
@@ -139,7 +183,7 @@ def _refuse_collisions(jobs: list[Job], keep: Iterable[Path]) -> None:
                 f"{job.output} would overwrite an original", "name another folder with -o; originals are never replaced"
             )
         # spelling in lower case, because some file systems do not tell A.jpg from a.jpg
-        key = Path(str(job.output.resolve()).lower())
+        key = os.path.realpath(job.output).lower()
         if key in outputs:
             raise UsageError(
                 f"{outputs[key].source_name} and {job.source_name} would both be written to {job.output}",
@@ -148,15 +192,25 @@ def _refuse_collisions(jobs: list[Job], keep: Iterable[Path]) -> None:
         outputs[key] = job
 
 
-def _marks(path: Path) -> set[Path | tuple[int, int]]:
+def _marks(path: Path) -> set[str | tuple[int, int]]:
     """What tells a file: its path with links resolved and, so that hard links are seen, its device and inode."""
-    marks: set[Path | tuple[int, int]] = {path.resolve()}
+    # Path.resolve raises for a link to itself before Python 3.13
+    marks: set[str | tuple[int, int]] = {os.path.realpath(path)}
     try:
-        stat = path.stat()
-        marks.add((stat.st_dev, stat.st_ino))
+        status = path.stat()
+        marks.add((status.st_dev, status.st_ino))
     except OSError:
         pass  # not there yet
     return marks
+
+
+def _standard_input() -> set[str | tuple[int, int]]:
+    """What tells the file that standard input was redirected from, if it was."""
+    try:
+        status = os.fstat(0)
+    except OSError:  # closed
+        return set()
+    return {(status.st_dev, status.st_ino)} if stat.S_ISREG(status.st_mode) else set()
 
 
 def make_folder(path: Path) -> None:

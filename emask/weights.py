@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emask.errors import ModelError, UsageError
-from emask.paths import PHOTO_SUFFIXES
+from emask.paths import PHOTO_SUFFIXES, is_there
 from emask.results import ModelStatus
 
 KINDS = ("generator", "restorer", "recognizer")
@@ -60,12 +60,12 @@ def locate(name: str | Path, *, check: bool = True) -> Path:
         check: compare a shipped file with the manifest's sha256.
 
     Raises:
-        ModelError: when there is no such model, or a shipped one is damaged.
+        ModelError: when there is no such model, it cannot be looked for, or a shipped one is damaged.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.exists():
+    if is_there(path, ModelError):
+        if path.is_file():
+            return path
         raise ModelError(f"{path} is a folder, not a model file", "name an .onnx file")
     shipped = manifest()["models"] if path.name == str(name) else {}
     for entry in shipped.values():
@@ -83,7 +83,7 @@ def shipped_path(kind: str, *, check: bool = True) -> Path:
     """The shipped model of this kind.
 
     Raises:
-        ModelError: when it is missing from the manifest or the folder, or its sha256 differs.
+        ModelError: when it is missing from the manifest or the folder, cannot be read, or its sha256 differs.
     """
     entry = manifest()["models"].get(kind)
     if not isinstance(entry, dict) or "file" not in entry:
@@ -97,9 +97,16 @@ def shipped_path(kind: str, *, check: bool = True) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hex; hashed once per process for each size and modification time."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    """SHA-256 of a file in hex; hashed once per process for each size and modification time.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}", "see who may read it") from None
 
 
 @lru_cache(maxsize=32)
@@ -183,9 +190,9 @@ def find_target(name: str | Path | None = None) -> Path:
             raise UsageError("no default target ships with these models", "name a photo: --target PHOTO")
         name = str(default)
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.exists():
+    if is_there(path):
+        if path.is_file():
+            return path
         raise UsageError(f"target {path} is a folder", "name a photo with one face")
     if path.name != str(name) or path.suffix.lower() in TARGET_SUFFIXES:
         raise UsageError(f"no such target file: {name}", "name a photo, or omit --target for the built-in one")
@@ -194,7 +201,7 @@ def find_target(name: str | Path | None = None) -> Path:
         raise UsageError(f"no such target: {name}", "built-in targets: " + (", ".join(names) or "none"))
     for suffix in TARGET_SUFFIXES:
         candidate = models_dir() / "targets" / f"{name}{suffix}"
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise ModelError(f"built-in target {name} is missing from {models_dir() / 'targets'}", _REINSTALL)
 
@@ -219,7 +226,7 @@ def find_targets(names: Sequence[str | Path] = ()) -> dict[Path, bool]:
         if not str(name):
             raise UsageError("--target is empty", "name a photo, a folder, or a built-in target")
         folder = Path(name)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             found[find_target(name)] = True
             continue
         hint = "name one with photos of one person"
@@ -276,7 +283,7 @@ def status() -> list[ModelStatus]:
     """Every model of the manifest and whether its file is there and unchanged.
 
     Raises:
-        ModelError: when there is no readable manifest.
+        ModelError: when there is no readable manifest, or a model cannot be read.
     """
     entries = []
     for kind, entry in manifest()["models"].items():

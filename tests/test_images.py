@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from emask import images
 from emask.errors import ImageError
@@ -36,6 +36,9 @@ def exif_with_everything() -> Image.Exif:
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "Maker"
     exif[ExifTags.Base.Artist] = "Ada"
+    exif[ExifTags.Base.ImageDescription] = exif[ExifTags.Base.Copyright] = "Lovelace"
+    exif[ExifTags.Base.XPTitle] = "Lovelace".encode("utf-16le")
+    exif.get_ifd(ExifTags.IFD.Exif)[0xA437] = "Lovelace"  # Photographer, new with EXIF 3.0
     exif.get_ifd(ExifTags.IFD.Exif)[SERIAL] = "SN-12345"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:01:02 03:04:05"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
@@ -101,7 +104,21 @@ def test_metadata_policy(file_format: str, metadata: str) -> None:
     kept = metadata == "keep"
     assert bool(exif.get_ifd(ExifTags.IFD.GPSInfo)) == kept
     assert (SERIAL in details) == kept and (b"SN-12345" in written) == kept
-    assert (ExifTags.Base.Artist in exif) == kept
+    assert (ExifTags.Base.Artist in exif) == kept and (0xA437 in details) == kept
+    assert all((name in written) == kept for name in (b"Lovelace", "Lovelace".encode("utf-16le")))
+
+
+def test_text_of_a_png_keeps_no_thumbnail() -> None:
+    def kept(**text: str) -> dict[str, str]:
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            chunks.add_itxt(key, value)
+        photo = load_photo(encoded(picture(), "PNG", pnginfo=chunks), metadata="keep")
+        return {key: str(value) for key, value in Image.open(io.BytesIO(encode_photo(photo))).text.items()}
+
+    turned = {"Comment": "by the sea", "XML:com.adobe.xmp": '<x tiff:Orientation="6"/>'}
+    assert kept(**turned) == {**turned, "XML:com.adobe.xmp": '<x tiff:Orientation="1"/>'}
+    assert kept(**{"XML:com.adobe.xmp": "<xmp:Thumbnails/>", "Raw profile type 8bim": "8bim 1 00"}) == {}
 
 
 def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from emask.errors import UsageError
-from emask.paths import PHOTO_SUFFIXES, plan
+from emask.errors import ModelError, UsageError
+from emask.paths import PHOTO_SUFFIXES, is_there, plan
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def test_the_output_folder_is_not_searched(here: Path) -> None:
         (["-", "photos"], None),
         (["photos"], "-"),
         (["-"], "photos"),
+        (["-"], "new/"),
+        (["n" * 300], None),
     ],
 )
 def test_refused(here: Path, inputs: list[str], output: str | None) -> None:
@@ -64,6 +68,61 @@ def test_refused(here: Path, inputs: list[str], output: str | None) -> None:
 def test_the_target_is_never_written_over(here: Path) -> None:
     with pytest.raises(UsageError, match="overwrite"):
         plan(["photos/a.jpg"], "other", "protected", keep=[Path("other/a.jpg")])
+
+
+def test_standard_input_replaces_nothing(here: Path) -> None:
+    with pytest.raises(UsageError, match="overwrite"):
+        plan(["-"], "other/a.jpg", "protected", keep=[Path("other/a.jpg")])
+    before = os.dup(0)
+    try:
+        with Path("photos/a.jpg").open() as file:
+            os.dup2(file.fileno(), 0)
+        assert outputs(["-"], "other/a.jpg") == ["other/a.jpg"]
+        with pytest.raises(UsageError, match="overwrite"):
+            plan(["-"], "photos/a.jpg", "protected")
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+def test_a_photo_named_twice_is_done_once(here: Path) -> None:
+    both = ["protected/a.jpg", "protected/sub/b.PNG"]
+    for again in ("photos", "photos/a.jpg", str(here / "photos"), str(here / "photos/sub/b.PNG")):
+        assert outputs(["photos", again], "protected") == both
+    assert outputs(["photos/a.jpg", "photos"]) == both
+    with pytest.raises(UsageError, match="both be written"):
+        plan(["photos", "other/a.jpg"], None, "protected")
+
+
+def test_what_cannot_be_looked_at_is_one_line(here: Path) -> None:
+    assert is_there(here) and not is_there(here / "missing") and not is_there(here / "photos/a.jpg/b")
+    with pytest.raises(ModelError, match="too long"):
+        is_there(Path("n" * 300), ModelError)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UsageError, match="sub: Permission denied"):
+        plan(["photos"], None, "protected")
+
+
+def test_links(here: Path) -> None:
+    """Those to folders are not followed, which is told once; one to itself is left to whoever reads the photo."""
+    told: list[str] = []
+    (here / "photos/friends").symlink_to(here / "other")
+    (here / "photos/loop.jpg").symlink_to("loop.jpg")
+    jobs = plan(["photos", "photos/"], None, "protected", tell=told.append)
+    assert [job.output_name for job in jobs] == [
+        str(Path("protected", name)) for name in ("a.jpg", "loop.jpg", "sub/b.PNG")
+    ]
+    assert told == [f"links to folders are not followed: {Path('photos/friends')}"]
 
 
 def test_endings_are_those_of_the_image_code() -> None:

@@ -23,7 +23,7 @@ def test_a_file_comes_before_a_shipped_name(models: Path, tmp_path: Path, monkey
     assert weights.locate("restorer.onnx").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["nothing", "folder/restorer.onnx", "."])
+@pytest.mark.parametrize("name", ["nothing", "folder/restorer.onnx", ".", "n" * 300])
 def test_a_model_that_is_not_there(models: Path, name: str) -> None:
     with pytest.raises(ModelError):
         weights.locate(name)
@@ -67,6 +67,11 @@ def test_a_changed_file_is_noticed(models: Path, tmp_path: Path, monkeypatch: py
     ]
 
 
+def test_a_file_that_cannot_be_read_has_no_sha256(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read"):
+        weights.sha256(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"version": 2, "models": {}})])
 def test_a_manifest_that_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
@@ -88,6 +93,9 @@ def test_targets(models: Path, tmp_path: Path) -> None:
         weights.find_target("bob.jpg")
     with pytest.raises(UsageError, match="folder"):
         weights.find_target(tmp_path)
+    for find in (weights.find_target, lambda name: weights.find_targets([name])):
+        with pytest.raises(UsageError, match="too long"):
+            find("n" * 300)
 
 
 def test_the_photos_of_a_target(models: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -71,8 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if sys.stdout is None:  # closed, as `>&-` does
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text, and must not end a batch
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = build()(args=arguments, prog_name="emask", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is to be noticed here, not at exit
         if code == 130:  # Typer has turned Ctrl-C into an exit
             console.interrupted()
         return code if isinstance(code, int) else 0
@@ -84,9 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.interrupted()
         return 130
-    except BrokenPipeError:
-        # whoever read the output has gone; what is still buffered must not raise again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # with which whoever read the output has gone
+            where = f"{error.filename}: " if error.filename else ""
+            console.report_error(EmaskError(f"{where}{error.strerror or error}"))
+        console.leave_output()
         return 1
     except typer.Abort:
         console.interrupted()

@@ -7,6 +7,7 @@ progress go to standard error, progress only when that is a terminal.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,19 @@ def report_error(error: EmaskError) -> None:
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def note(line: str) -> None:
+    """What the user should know though nothing is wrong, on standard error."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def leave_output() -> None:
+    """Write what standard output still holds, or drop it where that fails and would fail once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def interrupted() -> None:
@@ -48,8 +62,9 @@ def reporting(command: str, as_json: bool) -> Iterator[None]:
 
 
 def show_json(document: dict[str, Any]) -> None:
-    """One document on standard output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    """One document on standard output; what cannot be encoded there as JSON's own \\u escapes."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(document, indent=2, ensure_ascii=not unicode))
 
 
 class Report:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from emask.cli import options
-from emask.cli.console import reporting
+from emask.cli.console import note, reporting
 
 
 def erase(
@@ -55,20 +55,21 @@ def erase(
     with reporting("erase", as_json):
         from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
         from emask.errors import UsageError
-        from emask.paths import plan
+        from emask.paths import is_there, plan
         from emask.pipeline.batch import Erasure, Writing
         from emask.pipeline.erase import reference_embedding
         from emask.pipeline.protect import choose_faces
         from emask.weights import locate, shipped_path, thresholds
 
         choose_faces((), faces)
-        if reference is not None and not Path(reference).is_file():
-            raise UsageError(f"no such reference file: {reference}")
         owner = [] if reference is None else [Path(reference)]
-        jobs = plan(paths, output, "erased", keep=[Path(key), *owner])
+        for path in owner:
+            if not (is_there(path) and path.is_file()):
+                raise UsageError(f"no such reference file: {reference}")
+        restorer = locate(key)
+        jobs = plan(paths, output, "erased", keep=[restorer, *owner], tell=note)
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
-        restorer = locate(key)
 
         from emask.engine import ShippedRecognizer, open_engine
         from emask.images import load_photo

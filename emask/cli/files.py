@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emask.cli.console import Report
+from emask.cli.console import Report, leave_output
 from emask.errors import ImageError, UsageError
-from emask.paths import STANDARD, Job
+from emask.paths import STANDARD, Job, is_there
 from emask.results import RunResult
 
 if TYPE_CHECKING:
@@ -30,14 +30,17 @@ def check_writable(jobs: Sequence[Job]) -> None:
     """See before the work whether results can be written at all.
 
     Raises:
-        ImageError: the output folder, or the nearest one above it that exists, takes no files.
+        ImageError: the output folder, or the nearest one above it that exists, takes no files; a name is too long.
     """
     for folder in {job.output.parent for job in jobs if job.output is not None}:
-        nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
         if not nearest.is_dir():
             raise UsageError(f"output folder {folder}: {nearest} is a file", "choose another folder with -o")
-        if not os.access(nearest, os.W_OK):
+        if not os.access(nearest, os.W_OK | os.X_OK):
             raise ImageError(f"cannot write into {nearest}: permission denied", "choose another folder with -o")
+    for job in jobs:
+        if job.output is not None:
+            is_there(job.output, ImageError)
 
 
 def open_streams(
@@ -48,8 +51,8 @@ def open_streams(
     Raises:
         UsageError: when a photo is awaited from a terminal, or bytes would be written to one without `-o -`.
     """
-    if any(job.source is None for job in jobs) and sys.stdin.isatty():
-        raise UsageError("- reads a photo from standard input, which is a terminal", "pipe a photo into emask")
+    if any(job.source is None for job in jobs) and (sys.stdin is None or sys.stdin.isatty()):
+        raise UsageError("- reads a photo from standard input, which is a terminal or closed", "pipe a photo in")
     if any(job.output is None for job in jobs) and output != STANDARD and sys.stdout.isatty():
         raise UsageError("a picture is not written to a terminal", "name an output file with -o, or insist with -o -")
 
@@ -57,8 +60,14 @@ def open_streams(
         return sys.stdin.buffer.read()
 
     def write(data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # nobody is there to be told
+            raise
+        except OSError as error:
+            leave_output()
+            raise ImageError(f"cannot write to standard output: {error.strerror or error}") from None
 
     return read, write
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emask.cli import options
-from emask.cli.console import reporting
+from emask.cli.console import note, reporting
 from emask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def protect(
             files = PeerFiles(classifier, advfaces)
             white_boxes = check_peer(method, recognizers, files, chosen, refine)
         named = find_targets(target or ())
-        jobs = plan(paths, output, "protected", keep=named)
+        jobs = plan(paths, output, "protected", keep=named, tell=note)
         refuse_target_folder(jobs, target or ())
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)

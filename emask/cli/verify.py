@@ -50,12 +50,13 @@ def verify(
         from emask.errors import UsageError
         from emask.handling import parse
         from emask.images import load_photo
+        from emask.paths import is_there
         from emask.pipeline.verify import verify_photos
         from emask.weights import shipped_path, thresholds
 
-        for name in (a, b):
-            if not Path(name).is_file():
-                raise UsageError(f"no such file: {name}")
+        for path in (Path(a), Path(b)):
+            if not (is_there(path) and path.is_file()):
+                raise UsageError(f"no such file: {path}")
         parse(after)
         first, second = load_photo(a), load_photo(b)
 

@@ -21,6 +21,9 @@ from PIL import Image
 
 from emask import images
 from emask.cli.app import main
+from emask.cli.files import open_streams
+from emask.errors import ImageError, UsageError
+from emask.paths import Job
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -184,9 +187,16 @@ def test_a_bad_photo_is_one_line_and_the_rest_is_done(
     assert snapshot(work / "photos") == originals
 
 
+LONG = "n" * 300  # longer than the name of a file may be
+
 # arguments, exit code, what the error says; {folder} is the working directory
 REFUSED = [
     (["protect", "nowhere.jpg"], 2, "no such file"),
+    (["protect", LONG], 2, "too long"),
+    (["protect", "photos/sub/face.jpg", "-o", f"{LONG}.jpg"], 1, "too long"),
+    (["protect", "photos", "-o", LONG], 1, "too long"),
+    (["protect", "-", "-o", "new/"], 2, "is a folder"),
+    (["protect", "-", "--target", "tgt.jpg", "-o", "tgt.jpg", "--force"], 2, "overwrite an original"),
     (["protect", "empty"], 2, "no photos in"),
     (["protect"], 2, ""),
     (["protect", "photos", "--target", "nobody.jpg"], 2, "no such target"),
@@ -219,7 +229,9 @@ REFUSED = [
     (["erase", "photos", "--key", "generator.onnx"], 5, "not a restorer"),
     (["erase", "photos", "--key", "foreign.onnx"], 5, "no emask model"),
     (["erase", "photos", "--key", "restorer", "--reference", "nobody.jpg"], 2, "reference"),
+    (["erase", "photos", "--key", "restorer", "--reference", LONG], 2, "too long"),
     (["verify", "tgt.jpg", "nobody.jpg"], 2, "no such file"),
+    (["verify", "tgt.jpg", LONG], 2, "too long"),
     (["verify", "tgt.jpg", "photos/scene.png"], 3, "no face found"),
     (["verify", "tgt.jpg", "tgt.jpg", "--after", "spin:3"], 2, "rotate"),
     (["verify", "tgt.jpg", "tgt.jpg", "--after", "jpeg:0"], 2, "out of range"),
@@ -254,6 +266,56 @@ def test_what_cannot_be_done_is_refused(
     if said:
         assert len([line for line in captured.err.splitlines() if line.startswith("error:")]) == 1
     assert snapshot(work) == before
+
+
+def test_a_key_is_never_replaced(work: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(models / "restorer.onnx", "key.onnx")
+    for key, output in (("key.onnx", "key.onnx"), ("restorer", str(models / "restorer.onnx"))):
+        assert main(["erase", "-", "--key", key, "-o", output, "--force"]) == 2
+        assert "overwrite an original" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"scene-\xff.jpg")
+    try:
+        shutil.copy("photos/sub/face.jpg", name)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert main(["protect", name]) == 0
+    assert "scene-\\udcff.jpg ->" in capsys.readouterr().out
+    assert main(["protect", name, "--json", "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["source"] == name
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_below_standard_output(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (["models", "list"], ["models", "list", "--json"]):
+        with open("/dev/full", "w", encoding="utf-8") as full:  # closing it must not raise what was reported
+            monkeypatch.setattr(sys, "stdout", full)
+            assert main(command) == 1
+        assert capsys.readouterr().err == "error: No space left on device\n"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        _, write = open_streams([Job(Path("a.jpg"), None)], "-")
+        with pytest.raises(ImageError, match="standard output: No space left"):
+            write(b"picture")
+
+
+def test_closed_streams(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `<&-` and `>&-` leave them."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["models", "list", "--json"]) == 0
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="closed"):
+        open_streams([Job(None, None)], "-")
+
+
+def test_links_to_folders_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "photos/away").symlink_to(work)
+    assert main(["protect", "photos"]) == 0
+    assert "note: links to folders are not followed: photos" in capsys.readouterr().err
 
 
 def test_a_damaged_shipped_model_is_refused(
