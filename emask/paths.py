@@ -217,7 +217,7 @@ def make_folder(path: Path) -> None:
     """An output folder, made unless it is there.
 
     Raises:
-        UsageError: it cannot be made or written to.
+        EmaskError: it cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -225,4 +225,4 @@ def make_folder(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None
+        raise EmaskError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None

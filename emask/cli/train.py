@@ -70,7 +70,7 @@ def train(
     ] = None,
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, tables and pictures.")] = Path("runs/default"),
     preset: Annotated[
-        str, typer.Option(help="Settings: cpu, gpu, paper, polish, replay, sharpen, smoke, or a .toml file.")
+        str, typer.Option(help="Settings: cpu, gpu, paper, polish, replay, sharpen, small, smoke, or a .toml file.")
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoints.")] = False,
     force: Annotated[

@@ -12,7 +12,7 @@ from emask.errors import EmaskError
 from emask.results import ModelStatus
 from emask.weights import manifest
 
-# Length of the recognizer's embedding, when the manifest does not say.
+# Length of the recognizer's embedding, which generators of this format take.
 _EMBEDDING = 256
 
 

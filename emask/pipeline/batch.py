@@ -154,7 +154,7 @@ def run_batch(
     chunk: int = CHUNK,
     chunk_pixels: int = CHUNK_PIXELS,
 ) -> Iterator[FileResult]:
-    """Work through the jobs, a few photos in memory at a time; each file is written as soon as it is finished.
+    """Work through the jobs, a few photos at a time: their faces share batches, then each is written.
 
     A photo that fails is reported and the others go on; a model that fails ends the run.
 

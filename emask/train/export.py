@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emask.errors import ModelError, UsageError
+from emask.errors import EmaskError, ModelError
 from emask.face.align import INNER
 from emask.nets.blocks import fold_norms
 from emask.nets.generator import ATTRIBUTES, Editor, Generator, NetConfig
@@ -262,7 +262,7 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
     Raises:
         ModelError: when the run holds nothing to export, ONNX and torch differ, or the folder's manifest is damaged.
         TrainingError: a checkpoint is damaged.
-        UsageError: the folder cannot be written.
+        EmaskError: the folder cannot be written.
     """
     distilled = [name for name in ("recognizer", REFINER) if (run / f"{name}.pt").exists()]
     last = next((run / f"stage{n}.pt" for n in (3, 2) if (run / f"stage{n}.pt").exists()), None)
@@ -285,7 +285,7 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
                 (made / file).replace(folder / file)
     except OSError as error:
         hint = "free some space, or name another folder with -o"
-        raise UsageError(f"cannot write to {folder}: {error.strerror or error}", hint) from error
+        raise EmaskError(f"cannot write to {folder}: {error.strerror or error}", hint) from error
     return list(entries)
 
 

@@ -21,7 +21,7 @@ import emask.bench.robustify as work
 from emask.bench.finetune import FineTuning, attack, fine_tune, open_trainable
 from emask.bench.peers.ball import Ball
 from emask.cli.app import main
-from emask.errors import ModelError, TrainingError, UsageError
+from emask.errors import EmaskError, ModelError, TrainingError, UsageError
 from emask.recognize import Recognizer, load_folder
 from emask.recognize.cards import folder_cards
 from emask.train.data import Crops
@@ -313,7 +313,7 @@ def test_recognizers_that_cannot_be_used(
 def test_outputs_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     for output in (tmp_path / "file", tmp_path / "file" / "below", folder):
-        with pytest.raises(UsageError, match="cannot write to|folder of the originals"):
+        with pytest.raises(EmaskError, match="cannot write to|folder of the originals"):
             work.check_output(output, folder)
     (tmp_path / "out").mkdir()
     assert work.check_output(tmp_path / "out", folder) == []

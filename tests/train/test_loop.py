@@ -380,7 +380,7 @@ def test_where_nothing_can_be_exported_to(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmaskError, match="cannot write to") as caught:
         export.export_run(run, tmp_path / "file")
-    assert caught.value.hint and caught.value.exit_code == 2
+    assert caught.value.hint and caught.value.exit_code == 1
     (tmp_path / "manifest.json").write_text('{"version": 1, "mod')
     with pytest.raises(EmaskError, match="is no manifest") as caught:
         export.export_run(run, tmp_path)
