@@ -75,7 +75,7 @@ def device_failure(error: BaseException) -> EmaskError | None:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, cut to 200 characters; its class where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def as_program(main: Callable[P, int]) -> Callable[P, int]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from emask.bench.peers.ball import Ball
 from emask.bench.peers.descent import descend
 from emask.bench.peers.similarity import Recognizer, gradient
-from emask.errors import ModelError, TrainingError
+from emask.errors import ModelError, TrainingError, first_line
 from emask.train.data import Crops
 from emask.train.distill import to_float
 from emask.train.surrogates import FrozenPReLU, Subsampled, Surrogate, SurrogateCard
@@ -98,10 +98,7 @@ def open_trainable(card: SurrogateCard) -> Surrogate:
     try:
         net = Surrogate(card).eval()
     except Exception as error:  # the reader and the converter raise many classes of their own
-        said = str(error).splitlines()
-        raise ModelError(
-            f"{card.file.name}: PyTorch cannot rebuild it ({said[0][:200] if said else type(error).__name__})", hint
-        ) from error
+        raise ModelError(f"{card.file.name}: PyTorch cannot rebuild it ({first_line(error)})", hint) from error
     graph = net.net
     graph.delete_all_unused_submodules()
     for node in graph.graph.nodes:

@@ -21,7 +21,7 @@ from emask.bench.metrics import accepted, psnr, rate, rejected, ssim
 from emask.engine import inner_square, to_network
 from emask.errors import UsageError
 from emask.face.align import CROP, Similarity, align, estimate, paste_change
-from emask.face.detect import Detector, Face
+from emask.face.detect import Detector, main_face
 from emask.handling import Handling
 from emask.images import load_photo
 from emask.recognize import FALSE_ACCEPT_RATES, Recognizer, calibrate, rate_key, similarity, true_accept_rate
@@ -141,14 +141,6 @@ def read_photo(path: Path) -> np.ndarray:
         ImageError: it cannot be read.
     """
     return load_photo(path).pixels
-
-
-def main_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face | None:
-    """The face nearest to the middle, larger ones preferred: in a person's folder that is the person."""
-    if not faces:
-        return None
-    middle = np.array([shape[1] / 2, shape[0] / 2])
-    return min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
 
 
 def locate(

@@ -27,7 +27,7 @@ from emask.bench.metrics import Photo, rate
 from emask.bench.peers.ball import Ball
 from emask.bench.recognizer import figures
 from emask.bench.table import interval, markdown_table
-from emask.errors import ModelError, TrainingError, UsageError
+from emask.errors import ModelError, TrainingError, UsageError, first_line
 from emask.images import write_bytes
 from emask.paths import make_folder
 from emask.recognize import Card, Recognizer
@@ -164,7 +164,7 @@ def disagreement(net: Surrogate, recognizer: Recognizer) -> float:
             ours = _embed(net, to_float(pixels)).cpu().numpy()
         except Exception as error:  # torch raises many classes of its own
             raise ModelError(
-                f"{net.card.name}: PyTorch cannot run it on {count} faces ({str(error).splitlines()[0][:200]})",
+                f"{net.card.name}: PyTorch cannot run it on {count} faces ({first_line(error)})",
                 "leave it out: name others with --recognizer",
             ) from error
         if ours.shape != theirs.shape:
@@ -200,8 +200,7 @@ def export(net: Surrogate, card: Card, path: Path) -> Card:
             )  # fmt: skip
         onnx.checker.check_model(onnx.load(str(path)))
     except Exception as error:  # the exporter raises many classes of its own
-        said = str(error).strip().splitlines()
-        raise ModelError(f"{card.name}: cannot be exported ({said[0][:200] if said else error})", hint) from error
+        raise ModelError(f"{card.name}: cannot be exported ({first_line(error)})", hint) from error
     exported = replace(card, file=path, input_name=name, thresholds={}, sha256="")
     # a GPU's products of TF32 are not what is to be compared
     difference = disagreement(copy.deepcopy(net).cpu(), Recognizer(exported, "cpu"))

@@ -39,6 +39,14 @@ class Face:
         return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
 
 
+def main_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Face | None:
+    """The face nearest to the middle, larger ones preferred: in a person's folder that is the person."""
+    if not faces:
+        return None
+    middle = np.array([shape[1] / 2, shape[0] / 2])
+    return min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
+
+
 class Detector:
     """MTCNN over whole photos. Faces come back largest first.
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from emask.errors import ImageError, TrainingError
 from emask.face.align import CROP, align, estimate
+from emask.face.detect import Detector, main_face
 from emask.images import load_photo
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -157,8 +158,6 @@ def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | N
 def _pack(
     data: Path, photos: list[Path], pixels_file: Path, index_file: Path, progress: Callable[[int, int], None] | None
 ) -> None:
-    from emask.face.detect import Detector
-
     detector = Detector()
     people, test = split(data, photos)
     pixels_file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,12 +169,9 @@ def _pack(
         readable = [(number, image) for number, image in images if image is not None]
         found = detector.detect([image for _, image in readable])
         for (number, image), faces in zip(readable, found, strict=True):
-            if not faces:
+            face = main_face(faces, image.shape)
+            if face is None:
                 continue
-            # the labelled person is the one in the middle, not always the largest
-            height, width = image.shape[:2]
-            middle = np.array([width / 2, height / 2])
-            face = min(faces, key=lambda f: float(np.hypot(*(f.points.mean(0) - middle))) - f.size / 2)
             crops.append(align(image, estimate(face.points)))
             kept.append(number)
         if progress:

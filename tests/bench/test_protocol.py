@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from emask.bench import protocol
-from emask.bench.protocol import Method, Selection, face_region, locate, main_face, run, select, survey, through_disk
+from emask.bench.protocol import Method, Selection, face_region, locate, run, select, survey, through_disk
 from emask.bench.resume import KeptParts
 from emask.bench.table import render
 from emask.errors import UsageError
 from emask.face.align import INNER, MARGIN
-from emask.face.detect import Detector, Face
+from emask.face.detect import Detector, Face, main_face
 from emask.handling import choose
 from emask.recognize import Recognizer, calibrate
 from emask.recognize.cards import Card
