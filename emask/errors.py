@@ -60,15 +60,19 @@ class TrainingError(EmaskError):
 
 
 def device_failure(error: BaseException) -> EmaskError | None:
-    """What a user can be told of an error of torch's when it is the machine's, not the photo's: memory, or the GPU.
+    """What a user can be told of an error that is the machine's, not the photo's or the model's: memory, or the GPU.
+
+    Args:
+        error: of torch's or ONNX Runtime's, which have no classes for it, or of Python's.
 
     Returns:
         None for any other error.
     """
     reason = first_line(error)
-    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|t allocate memory", str(error)):
+    memory = "out of memory|not enough memory|t allocate memory|Failed to allocate memory|bad.alloc"
+    if isinstance(error, MemoryError) or re.search(memory, str(error)):
         return EmaskError("out of memory", "try fewer or smaller photos at a time, or --device cpu on a small GPU")
-    if re.search("CUDA|cuDNN|cuBLAS|CUBLAS", str(error)):
+    if re.search("CUDA|cuDNN|CUDNN|cuBLAS|CUBLAS", str(error)):
         return EmaskError(f"the GPU failed: {reason}", "use --device cpu")
     return None
 

@@ -6,9 +6,10 @@ import errno
 import io
 import os
 import re
+import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,6 @@ from emask.errors import EmaskError, ImageError
 
 Metadata = Literal["strip", "keep"]
 
-# File name endings that are taken for photos when a folder is searched, and the format each stands for.
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 # A picture with more pixels is refused before it is decoded: 100 megapixels take 300 MB as an array.
 PIXEL_LIMIT = 100_000_000
 # JPEG and WebP quality of what is written. At 95, without chroma subsampling, little of the mask is lost.
@@ -109,16 +108,24 @@ def load_photo(source: str | Path | bytes, *, metadata: Metadata = "strip", name
         try:
             image.load()
         except MemoryError:
-            raise _too_large(label, image.size) from None
+            raise _no_memory(label, image.size) from None
         except Exception as error:
             raise _damaged(label, error) from None
-        return _from_image(image, data, label, metadata)
+        try:
+            return _from_image(image, data, label, metadata)
+        except MemoryError:
+            raise _no_memory(label, image.size) from None
 
 
 def _too_large(label: str, size: tuple[int, int] | None = None) -> ImageError:
     extent = f" ({size[0]} x {size[1]} pixels)" if size else ""
     limit = PIXEL_LIMIT // 1_000_000
     return ImageError(f"{label} is too large{extent}: the limit is {limit} megapixels", "scale it down first")
+
+
+def _no_memory(label: str, size: tuple[int, int]) -> ImageError:
+    width, height = size
+    return ImageError(f"not enough memory for {label} ({width} x {height} pixels)", "scale it down first")
 
 
 def _damaged(label: str, error: Exception) -> ImageError:
@@ -131,19 +138,23 @@ def _from_image(image: Image.Image, data: bytes, label: str, metadata: Metadata)
     file_format = "JPEG" if image.format == "MPO" else str(image.format)
     info: dict[str, Any] = {str(key): value for key, value in image.info.items()}
     cmyk = image.mode in ("CMYK", "YCCK")
+    if file_format == "PNG" and "transparency" in info:
+        image.info["transparency"] = _transparency_in_8_bits(image.mode, data[24], info["transparency"])
     upright = _upright(image)  # before the EXIF is cleaned: Pillow hands out one and the same EXIF object
     save = _encoder_arguments(image, file_format, info, metadata)
     image = upright
     if cmyk:  # written back as RGB, to which a CMYK profile does not apply
         save.pop("icc_profile", None)
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip instead of scaling
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
     transparent = "transparency" in info
-    if image.mode == "P":
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip instead of scaling
+        values = np.asarray(image)
+        image = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+        if transparent:
+            image.putalpha(Image.fromarray(np.where(values == info["transparency"], 0, 255).astype(np.uint8)))
+    elif image.mode == "P":
         image = image.convert("RGBA" if transparent else "RGB")
     elif image.mode == "1":
-        image = image.convert("L")
+        image = image.convert("LA" if transparent else "L")
     elif transparent and image.mode in ("L", "RGB"):  # one grey level or colour stands for "transparent"
         image = image.convert("LA" if image.mode == "L" else "RGBA")
     grey = image.mode in ("L", "LA", "La")
@@ -157,6 +168,21 @@ def _from_image(image: Image.Image, data: bytes, label: str, metadata: Metadata)
         lossless=file_format == "PNG" or (file_format == "WEBP" and _is_lossless_webp(data)),
         save=save,
     )
+
+
+def _transparency_in_8_bits(mode: str, depth: int, stored: Any) -> Any:
+    """The grey level or colour that stands for "transparent" as Pillow's pixels have it: it brings them to 8 bits.
+
+    Args:
+        mode: Pillow's.
+        depth: bits of a sample in the file.
+        stored: in as many bits.
+    """
+    if mode == "L" and depth < 8:
+        return stored * 255 // (2**depth - 1)
+    if mode == "RGB" and depth == 16:  # one of several colours that are one in 8 bits
+        return tuple(value >> 8 for value in stored)
+    return stored
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -189,6 +215,10 @@ def _encoder_arguments(
     exif = _clean_exif(image, metadata)
     if exif:
         save["exif"] = exif
+    chunks = PngImagePlugin.PngInfo()
+    if file_format == "PNG":
+        for name, content in _colour_chunks(info).items():
+            chunks.add(name, content)
     if metadata == "keep":
         xmp = info.get("xmp")
         if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and b"humbnail" not in xmp:
@@ -197,7 +227,6 @@ def _encoder_arguments(
             save["comment"] = info["comment"]
         text = getattr(image, "text", None)
         if file_format == "PNG" and text:
-            chunks = PngImagePlugin.PngInfo()
             for key, value in text.items():
                 if key == "XML:com.adobe.xmp":
                     if "humbnail" in value:
@@ -206,8 +235,21 @@ def _encoder_arguments(
                 # ImageMagick's way to store EXIF, which is written as such, and others that may have thumbnails
                 if not key.startswith("Raw profile type "):
                     chunks.add_itxt(key, str(value))
-            save["pnginfo"] = chunks
+    if chunks.chunks:
+        save["pnginfo"] = chunks
     return save
+
+
+def _colour_chunks(info: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """What a PNG without a colour profile says of its colours, as Pillow read it, in chunks to write back."""
+    chunks = {}
+    if "gamma" in info:
+        chunks[b"gAMA"] = struct.pack(">I", round(info["gamma"] * 100_000))
+    if len(info.get("chromaticity", ())) == 8:
+        chunks[b"cHRM"] = struct.pack(">8I", *(round(value * 100_000) for value in info["chromaticity"]))
+    if "srgb" in info:
+        chunks[b"sRGB"] = bytes([info["srgb"]])
+    return chunks
 
 
 def _upright_xmp(xmp: bytes) -> bytes:
@@ -245,11 +287,20 @@ def encode_photo(photo: Photo, pixels: np.ndarray | None = None, *, quality: int
         quality: JPEG and lossy WebP quality, 1..100; JPEG is written without chroma subsampling.
 
     Raises:
-        ImageError: when the picture cannot be stored in this format.
+        ImageError: when the picture cannot be stored in this format, or memory runs out.
     """
     values = photo.pixels if pixels is None else pixels
+    try:
+        return _encode(photo, values, quality)
+    except MemoryError:
+        raise _no_memory(photo.name, (values.shape[1], values.shape[0])) from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot encode {photo.name} as {photo.format}: {error}") from None
+
+
+def _encode(photo: Photo, values: np.ndarray, quality: int) -> bytes:
     if photo.grey:
-        image = Image.fromarray(np.rint(values.mean(axis=2)).astype(np.uint8))
+        image = Image.fromarray(np.rint(values.mean(axis=2, dtype=np.float32)).astype(np.uint8))
     else:
         image = Image.fromarray(values)
     if photo.alpha is not None:
@@ -263,16 +314,8 @@ def encode_photo(photo: Photo, pixels: np.ndarray | None = None, *, quality: int
         # `exact` keeps the colours under transparent pixels
         arguments.update(quality=100 if photo.lossless else quality, lossless=photo.lossless, exact=True)
     buffer = io.BytesIO()
-    try:
-        image.save(buffer, format=photo.format, **arguments)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot encode {photo.name} as {photo.format}: {error}") from None
+    image.save(buffer, format=photo.format, **arguments)
     return buffer.getvalue()
-
-
-def with_pixels(photo: Photo, pixels: np.ndarray) -> Photo:
-    """The same photo with other pixels, (H, W, 3) uint8 RGB."""
-    return replace(photo, pixels=pixels)
 
 
 def save_photo(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emask.errors import EmaskError, UsageError
 
-# Endings searched for in folders; the keys of images.SUFFIXES, repeated here so that paths need no image library.
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp"})
+# File name endings that are taken for photos when a folder is searched, and the format each stands for.
+PHOTO_FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
+}  # fmt: skip
+PHOTO_SUFFIXES = frozenset(PHOTO_FORMATS)
+# Those of pictures that nothing here reads: where a folder has some, it is said, so that nobody takes them for done.
+OTHER_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif"})
 STANDARD = "-"
 
 
@@ -63,12 +69,14 @@ def plan(
     default_folder: str,
     *,
     keep: Iterable[Path] = (),
+    leave_out: Collection[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
     """Pair every photo with its output.
 
-    Folders are searched recursively; hidden files, the output folder itself and links to folders are left out. Results
-    keep their path relative to the folder named on the command line. A photo named twice is one job, the first.
+    Folders are searched recursively; hidden files, the output folder itself, folders of earlier results and links to
+    folders are left out. Results keep their path relative to the folder named on the command line. A photo named twice
+    is one job, the first.
 
     Args:
         inputs: files, folders, or "-" alone for standard input.
@@ -76,7 +84,9 @@ def plan(
             `default_folder` beside the one input folder, otherwise in the working directory.
         default_folder: name of the default output folder.
         keep: further files that must never be written over (the target, the key).
-        tell: is handed one line about links to folders that were left out, if there are any.
+        leave_out: names of folders of earlier results; one that is itself among the inputs is searched.
+        tell: is handed a line each about links to folders, folders of earlier results and pictures of other formats
+            that were left out, if there are any.
 
     Raises:
         UsageError: missing inputs, folders without photos or that cannot be read, two photos with one output, an output
@@ -109,7 +119,7 @@ def plan(
         folder = Path(output) if output is not None else _default_folder(paths, default_folder)
         if os.path.exists(folder) and not folder.is_dir():
             raise UsageError(f"output {folder} is a file", "name a folder with -o")
-        jobs = _jobs(paths, folder, tell)
+        jobs = _jobs(paths, folder, leave_out, tell)
     _refuse_collisions(jobs, keep)
     return jobs
 
@@ -130,28 +140,72 @@ def _default_folder(paths: list[Path], name: str) -> Path:
     return Path(name)
 
 
-def _jobs(paths: list[Path], folder: Path, tell: Callable[[str], None]) -> list[Job]:
+@dataclass
+class _Search:
+    """How folders are searched, and what was left out of them, each once and in order.
+
+    Attributes:
+        output: the output folder, which is no input.
+        results: names of folders of earlier results.
+        named: the inputs, whatever they are called.
+    """
+
+    output: Path
+    results: Collection[str]
+    named: set[Path]
+    links: dict[str, None] = field(default_factory=dict)
+    earlier: dict[str, None] = field(default_factory=dict)
+    others: dict[Path, None] = field(default_factory=dict)
+
+    def enters(self, folder: Path) -> bool:
+        """Whether a folder below an input is searched."""
+        place = folder.resolve()
+        if folder.name.startswith(".") or place == self.output:
+            return False
+        if folder.is_symlink():
+            self.links[str(folder)] = None
+            return False
+        if folder.name in self.results and place not in self.named:
+            self.earlier[str(folder)] = None
+            return False
+        return True
+
+    def notes(self) -> Iterator[str]:
+        """A line about each kind of what was left out."""
+        if self.links:
+            yield f"links to folders are not followed: {', '.join(self.links)}"
+        if self.earlier:
+            yield f"folders of earlier results are left out unless named: {', '.join(self.earlier)}"
+        if self.others:
+            counts = Counter(path.suffix.lower() for path in self.others)
+            told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+            yield f"pictures that are not PNG, JPEG or WebP are left out: {told}"
+
+
+def _jobs(
+    paths: list[Path], folder: Path, leave_out: Collection[str], tell: Callable[[str], None]
+) -> list[Job]:
     jobs: dict[Path, Job] = {}
-    links: dict[str, None] = {}  # each once, in order
     own = folder.resolve()
+    search = _Search(own, leave_out, {path.resolve() for path in paths if path.is_dir()})
     for path in paths:
         if path.is_dir():
             if path.resolve() == own:
                 raise UsageError(f"the output folder {folder} is an input folder", "name another folder with -o")
-            for found in _photos(path, own, links):
+            for found in _photos(path, search):
                 jobs.setdefault(found.absolute(), Job(found, folder / found.relative_to(path)))
         else:
             jobs.setdefault(path.absolute(), Job(path, folder / path.name))
-    if links:
-        tell(f"links to folders are not followed: {', '.join(links)}")
+    for line in search.notes():
+        tell(line)
     if not jobs:
         endings = ", ".join(sorted(PHOTO_SUFFIXES))
         raise UsageError(f"no photos in {', '.join(map(str, paths))}", f"looked for files ending in {endings}")
     return list(jobs.values())
 
 
-def _photos(folder: Path, leave_out: Path, links: dict[str, None]) -> list[Path]:
-    """The photos below a folder; links to folders are added to `links`."""
+def _photos(folder: Path, search: _Search) -> list[Path]:
+    """The photos below a folder."""
 
     def refuse(error: OSError) -> None:  # os.walk would go on without the folder, its photos silently left out
         name, reason = error.filename, error.strerror or error
@@ -160,15 +214,12 @@ def _photos(folder: Path, leave_out: Path, links: dict[str, None]) -> list[Path]
     found: list[Path] = []
     for root, folders, files in os.walk(folder, onerror=refuse):
         here = Path(root)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != leave_out
-        )
-        links.update((str(here / name), None) for name in folders if os.path.islink(here / name))
-        found += [
-            here / name
-            for name in sorted(files)
-            if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES
-        ]
+        folders[:] = [name for name in sorted(folders) if search.enters(here / name)]
+        for path in (here / name for name in sorted(files) if not name.startswith(".")):
+            if path.suffix.lower() in PHOTO_SUFFIXES:
+                found.append(path)
+            elif path.suffix.lower() in OTHER_SUFFIXES:
+                search.others[path.absolute()] = None
     return found
 
 
@@ -213,8 +264,11 @@ def _standard_input() -> set[str | tuple[int, int]]:
     return {(status.st_dev, status.st_ino)} if stat.S_ISREG(status.st_mode) else set()
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "-o") -> None:
     """An output folder, made unless it is there.
+
+    Args:
+        option: of the command line, which names it.
 
     Raises:
         EmaskError: it cannot be made or written to.
@@ -223,6 +277,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".emask-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of a training run may have been faster
     except OSError as error:
-        raise EmaskError(f"cannot write to {path}: {error.strerror or error}", "name another folder with -o") from None
+        hint = f"name another folder with {option}"
+        raise EmaskError(f"cannot write to {path}: {error.strerror or error}", hint) from None

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from emask.errors import ModelError, UsageError
-from emask.paths import PHOTO_SUFFIXES, is_there
+from emask.paths import PHOTO_FORMATS, PHOTO_SUFFIXES, is_there
 from emask.results import ModelStatus
 
 KINDS = ("generator", "restorer", "recognizer")
 # A second recognizer, which masks are refined through and faces never compared with; folders of models may lack it.
 REFINER = "refiner"
+MANIFEST = "manifest.json"
 STRENGTHS = ("low", "medium", "high")
 # Version of the graph signatures this code runs, the `emask.format` entry of a model file.
 FORMAT = "1"
-TARGET_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _REINSTALL = "reinstall emask, or point EMASK_MODELS_DIR at a folder with its models"
 
 
@@ -40,15 +40,27 @@ def manifest() -> dict[str, Any]:
     Raises:
         ModelError: when it is missing, damaged, or of a version this code does not know.
     """
-    path = models_dir() / "manifest.json"
+    path = models_dir() / MANIFEST
+    if not is_there(path, ModelError):
+        raise ModelError(f"no models found: {path} is missing", _REINSTALL)
+    return read_manifest(path, _REINSTALL)
+
+
+def read_manifest(path: Path, hint: str) -> dict[str, Any]:
+    """A parsed `manifest.json`.
+
+    Args:
+        hint: what to do about one that cannot be used.
+
+    Raises:
+        ModelError: it is damaged, or of a version this code does not know.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"no models found: {path} is missing", _REINSTALL) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}", _REINSTALL) from None
+        raise ModelError(f"cannot read {path}: {error}", hint) from None
     if not isinstance(content, dict) or content.get("version") != 1 or not isinstance(content.get("models"), dict):
-        raise ModelError(f"{path} is no manifest of version 1", _REINSTALL)
+        raise ModelError(f"{path} is no manifest of version 1", hint)
     return content
 
 
@@ -56,21 +68,22 @@ def locate(name: str | Path, *, check: bool = True) -> Path:
     """The file of a model, given as a path or as the bare name of a shipped one ("restorer", "restorer.onnx").
 
     Args:
-        name: a path, or a bare name. A file of that name in the working directory comes first.
+        name: a path, or a bare name. A file of that name in the working directory comes first, a folder does not.
         check: compare a shipped file with the manifest's sha256.
 
     Raises:
         ModelError: when there is no such model, it cannot be looked for, or a shipped one is damaged.
     """
     path = Path(name)
-    if is_there(path, ModelError):
-        if path.is_file():
-            return path
-        raise ModelError(f"{path} is a folder, not a model file", "name an .onnx file")
+    there = is_there(path, ModelError)
+    if there and path.is_file():
+        return path
     shipped = manifest()["models"] if path.name == str(name) else {}
-    for entry in shipped.values():
+    for kind, entry in shipped.items():
         if str(name) in (entry.get("file"), str(entry.get("file", "")).removesuffix(".onnx")):
-            return shipped_path(Path(entry["file"]).stem, check=check)
+            return shipped_path(kind, check=check)
+    if there:
+        raise ModelError(f"{path} is a folder, not a model file", "name an .onnx file")
     raise ModelError(
         f"no such model: {name}",
         "name an .onnx file, or one that ships: " + ", ".join(str(e.get("file")) for e in shipped.values())
@@ -194,12 +207,12 @@ def find_target(name: str | Path | None = None) -> Path:
         if path.is_file():
             return path
         raise UsageError(f"target {path} is a folder", "name a photo with one face")
-    if path.name != str(name) or path.suffix.lower() in TARGET_SUFFIXES:
+    if path.name != str(name) or path.suffix.lower() in PHOTO_SUFFIXES:
         raise UsageError(f"no such target file: {name}", "name a photo, or omit --target for the built-in one")
     names = target_names()
     if str(name) not in names:
         raise UsageError(f"no such target: {name}", "built-in targets: " + (", ".join(names) or "none"))
-    for suffix in TARGET_SUFFIXES:
+    for suffix in PHOTO_FORMATS:
         candidate = models_dir() / "targets" / f"{name}{suffix}"
         if os.path.isfile(candidate):
             return candidate

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emask import engine
 from emask.attributes import ATTRIBUTES, EDITABLE, HAIR_COLOURS, choose, labels, plain
 from emask.errors import UsageError
 
@@ -66,7 +65,7 @@ def test_unknown_names_are_refused_with_the_list(name: str) -> None:
 
 def test_labels_stand_in_the_networks_order() -> None:
     values = labels({"Eyeglasses": 1, "No_Beard": -1})
-    assert values.shape == (engine.ATTRIBUTES,) and values.dtype == np.float32
+    assert values.shape == (len(ATTRIBUTES),) == (13,) and values.dtype == np.float32
     assert values[ATTRIBUTES.index("Eyeglasses")] == 1 and values[ATTRIBUTES.index("No_Beard")] == -1
     assert np.count_nonzero(values) == 2
     assert not labels({}).any()

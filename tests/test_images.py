@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,68 @@ def test_other_modes_become_rgb_or_grey() -> None:
     deep = Image.fromarray((np.linspace(0, 65535, 40 * 24).reshape(24, 40)).astype(np.uint16))
     grey = load_photo(encoded(deep, "PNG"))
     assert grey.grey and grey.pixels.min() == 0 and grey.pixels.max() == 255
+
+
+def png(depth: int, kind: int, row: bytes, **chunks: bytes) -> bytes:
+    """A picture of one row of four pixels, as Pillow writes none."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0))]
+    parts += [chunk(name.encode(), content) for name, content in chunks.items()]
+    parts += [chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("depth", "row", "level", "alpha"), [
+    (1, bytes([0b01010000]), 1, [255, 0, 255, 0]),
+    (2, bytes([0b00011011]), 2, [255, 255, 0, 255]),
+    (4, bytes([0x03, 0x4F]), 3, [255, 0, 255, 255]),
+    (8, bytes([0, 7, 8, 255]), 7, [255, 0, 255, 255]),
+    (16, struct.pack(">4H", 0, 0x1234, 0x1235, 65535), 0x1234, [255, 0, 255, 255]),
+])  # fmt: skip
+def test_one_grey_level_stands_for_transparent(depth: int, row: bytes, level: int, alpha: list[int]) -> None:
+    photo = load_photo(png(depth, 0, row, tRNS=struct.pack(">H", level)))
+    assert photo.grey and photo.alpha is not None and photo.alpha.tolist() == [alpha]
+    again = load_photo(encode_photo(photo))
+    assert again.grey and again.alpha is not None and again.alpha.tolist() == [alpha]
+    assert load_photo(png(depth, 0, row)).alpha is None
+
+
+def test_one_colour_of_16_bits_stands_for_transparent() -> None:
+    row = struct.pack(">12H", *[0x1234, 0, 0], *[0x1334, 0, 0], *[0x1234, 0x100, 0], *[0x1234, 0, 0])
+    photo = load_photo(png(16, 2, row, tRNS=struct.pack(">3H", 0x1234, 0, 0)))
+    assert photo.alpha is not None and photo.alpha.tolist() == [[0, 255, 255, 0]]
+
+
+@pytest.mark.parametrize("metadata", ["strip", "keep"])
+def test_what_a_png_says_of_its_colours_is_kept(metadata: str) -> None:
+    chunks = {
+        "gAMA": struct.pack(">I", 100_000), "sRGB": b"\1",
+        "cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+    }  # fmt: skip
+    written = encode_photo(load_photo(png(8, 2, bytes(12), **chunks), metadata=metadata))  # type: ignore[arg-type]
+    assert all(name.encode() + content in written for name, content in chunks.items())
+    plain = encode_photo(load_photo(png(8, 2, bytes(12)), metadata=metadata))  # type: ignore[arg-type]
+    assert not any(name.encode() in plain for name in chunks)
+
+
+def test_memory_that_runs_out_is_the_photos_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it has been decoded, and when it is encoded."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    data = encoded(picture("L"), "PNG")
+    photo = load_photo(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "fromarray", fail)
+        with pytest.raises(ImageError, match=r"not enough memory for the picture \(40 x 24 pixels\)"):
+            encode_photo(photo)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ImageError, match="not enough memory"):
+        load_photo(data)
 
 
 BAD = [

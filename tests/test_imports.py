@@ -16,7 +16,9 @@ from emask.cli.app import COMMANDS
 PACKAGE = Path(emask.__file__).resolve().parent
 HEAVY = ("torch", "torchvision", "facenet_pytorch", "onnxruntime", "onnx", "onnx2torch", "skimage")
 # Parts of the package that may import torch (files or folders).
-TORCH_HOMES = ("nets", "train", "bench", "recognize", "face/detect.py", "engine/torch.py", "engine/refine.py")
+TORCH_HOMES = (
+    "nets", "train", "bench", "recognize", "face/detect.py", "engine/device.py", "engine/torch.py", "engine/refine.py",
+)  # fmt: skip
 # ONNX Runtime's home is engine/onnx.py; recognizers open sessions of their own, exporting checks its result.
 ONNX_RUNTIME_HOMES = ("engine", "recognize", "train")
 # Commands that are the door to training and measuring; and what trains on a single photo, with training's terms.

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from emask.weights import FORMAT, KINDS, REFINER, STRENGTHS, TARGET_SUFFIXES
+from emask.paths import PHOTO_SUFFIXES
+from emask.weights import FORMAT, KINDS, REFINER, STRENGTHS
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 RECOGNIZER_LIMIT = 8_000_000
@@ -94,7 +95,7 @@ def test_the_strengths_grow(manifest: dict[str, Any]) -> None:
 def test_the_targets_ship(manifest: dict[str, Any]) -> None:
     targets = manifest["targets"]
     assert targets["default"] in targets["names"]
-    files = {p.stem for p in (MODELS / "targets").iterdir() if p.suffix in TARGET_SUFFIXES}
+    files = {p.stem for p in (MODELS / "targets").iterdir() if p.suffix in PHOTO_SUFFIXES}
     assert files == set(targets["names"]) and len(files) == len(targets["names"])
 
 

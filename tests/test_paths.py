@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emask.errors import ModelError, UsageError
-from emask.paths import PHOTO_SUFFIXES, is_there, plan
+from emask.paths import OTHER_SUFFIXES, PHOTO_FORMATS, is_there, plan
 
 
 @pytest.fixture
@@ -125,7 +125,44 @@ def test_links(here: Path) -> None:
     assert told == [f"links to folders are not followed: {Path('photos/friends')}"]
 
 
-def test_endings_are_those_of_the_image_code() -> None:
-    from emask.images import SUFFIXES
+def test_earlier_results_are_no_photos(here: Path) -> None:
+    """Unless their folder is named; the twin is a search that leaves nothing out."""
+    for name in ("photos/protected/a.jpg", "photos/sub/erased/b.png"):
+        (here / name).parent.mkdir()
+        (here / name).write_bytes(b"x")
+    told: list[str] = []
 
-    assert set(SUFFIXES) == PHOTO_SUFFIXES
+    def found(*inputs: str) -> list[str]:
+        told.clear()
+        jobs = plan(inputs, "out", "protected", leave_out=("protected", "erased"), tell=told.append)
+        return [Path(job.source_name).as_posix() for job in jobs]
+
+    originals = ["photos/a.jpg", "photos/sub/b.PNG"]
+    assert found("photos") == originals
+    assert told == [
+        "folders of earlier results are left out unless named: "
+        f"{Path('photos/protected')}, {Path('photos/sub/erased')}"
+    ]
+    assert found("photos/protected") == ["photos/protected/a.jpg"] and not told
+    assert set(found("photos", "photos/protected", "photos/sub/erased")) == {
+        *originals, "photos/protected/a.jpg", "photos/sub/erased/b.png",
+    } and not told  # fmt: skip
+    assert len(plan(["photos"], "out", "protected")) == 4
+
+
+def test_pictures_of_other_formats_are_told(here: Path) -> None:
+    told: list[str] = []
+    for name in ("c.HEIC", "d.heic", "sub/e.tif", ".f.bmp", "g.jfif"):
+        (here / "photos" / name).write_bytes(b"x")
+    jobs = plan(["photos", "photos/"], "out", "protected", tell=told.append)
+    assert [Path(job.output_name).name for job in jobs] == ["a.jpg", "g.jfif", "b.PNG"]
+    assert told == ["pictures that are not PNG, JPEG or WebP are left out: 2 .heic, 1 .tif"]
+
+
+def test_endings_stand_for_formats_that_can_be_read() -> None:
+    from PIL import Image
+
+    Image.init()
+    for suffix, file_format in PHOTO_FORMATS.items():
+        assert file_format in ("JPEG", "PNG", "WEBP") and Image.EXTENSION[suffix] == file_format
+    assert not OTHER_SUFFIXES & set(PHOTO_FORMATS)

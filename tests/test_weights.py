@@ -23,6 +23,24 @@ def test_a_file_comes_before_a_shipped_name(models: Path, tmp_path: Path, monkey
     assert weights.locate("restorer.onnx").read_bytes() == b"mine"
 
 
+def test_a_folder_hides_no_shipped_model(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "restorer").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert weights.locate("restorer") == models / "restorer.onnx"
+    with pytest.raises(ModelError, match="is a folder"):
+        weights.locate("other")
+
+
+def test_a_model_need_not_be_called_by_its_kind(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = json.loads((models / "manifest.json").read_text(encoding="utf-8"))
+    (tmp_path / "key.onnx").write_bytes((models / "restorer.onnx").read_bytes())
+    manifest["models"]["restorer"]["file"] = "key.onnx"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(tmp_path))
+    assert weights.locate("key") == weights.locate("key.onnx") == tmp_path / "key.onnx"
+
+
 @pytest.mark.parametrize("name", ["nothing", "folder/restorer.onnx", ".", "n" * 300])
 def test_a_model_that_is_not_there(models: Path, name: str) -> None:
     with pytest.raises(ModelError):

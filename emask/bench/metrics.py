@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from emask.pipeline.protect import psnr as unbounded_psnr
 from emask.recognize.thresholds import similarity
 
 # 97.5% quantile of the normal distribution: two-sided 95% intervals.
@@ -73,9 +74,8 @@ def rejected(first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndar
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB; at most PSNR_CEILING."""
-    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
-    return PSNR_CEILING if error == 0 else min(PSNR_CEILING, float(10 * np.log10(255.0**2 / error)))
+    """As `emask.pipeline.protect.psnr`, but at most PSNR_CEILING, so that there are means."""
+    return min(PSNR_CEILING, unbounded_psnr(first, second))
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:

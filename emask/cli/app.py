@@ -97,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.report_error(EmaskError(f"{where}{error.strerror or error}"))
         console.leave_output()
         return 1
+    except MemoryError:
+        console.report_error(EmaskError("out of memory", "close other programs, or ask for less at a time"))
+        return 1
     except typer.Abort:
         console.interrupted()
         return 130

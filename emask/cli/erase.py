@@ -67,7 +67,8 @@ def erase(
             if not (is_there(path) and path.is_file()):
                 raise UsageError(f"no such reference file: {reference}")
         restorer = locate(key)
-        jobs = plan(paths, output, "erased", keep=[restorer, *owner], tell=note)
+        # what lies in protected/ is what there is to erase
+        jobs = plan(paths, output, "erased", keep=[restorer, *owner], leave_out=("erased",), tell=note)
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
 

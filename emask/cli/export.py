@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from emask.errors import UsageError
+from emask.weights import MANIFEST, read_manifest
 
 # Information injection w, budget eps (L2 over a 128-pixel crop in [-1, 1] units) and gradient steps on the photo
 # (emask/engine/refine.py) of each --strength.
@@ -28,14 +29,14 @@ def export(
 
     Refuses unless ONNX and torch agree.
     """
-    from emask.train.export import export_run, read_manifest
+    from emask.train.export import export_run
 
     if not run.is_dir():
         raise UsageError(f"no run folder {run}", "name the folder that emask train --run wrote")
     folder = output or run / "models"
     for kind in export_run(run, folder, STRENGTHS):
         typer.echo(f"{folder / kind}.onnx")
-    recognizer = read_manifest(folder)["models"].get("recognizer")
+    recognizer = read_manifest(folder / MANIFEST, "export again")["models"].get("recognizer")
     if recognizer is not None and "thresholds" not in recognizer:
         command = f"EMASK_MODELS_DIR={folder} python -m emask.bench.recognizer --data DIR --write"
         typer.echo(f"the recognizer has no thresholds yet, which protect needs: {command}", err=True)

@@ -108,7 +108,7 @@ def protect(
             files = PeerFiles(classifier, advfaces)
             white_boxes = check_peer(method, recognizers, files, chosen, refine)
         named = find_targets(target or ())
-        jobs = plan(paths, output, "protected", keep=named, tell=note)
+        jobs = plan(paths, output, "protected", keep=named, leave_out=("protected", "erased"), tell=note)
         refuse_target_folder(jobs, target or ())
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)

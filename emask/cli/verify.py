@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emask.cli import options
 from emask.cli.console import reporting, show_json, verify_lines
+
+if TYPE_CHECKING:
+    from emask.pipeline.protect import FaceRecognizer
 
 
 def verify(
@@ -52,7 +55,7 @@ def verify(
         from emask.images import load_photo
         from emask.paths import is_there
         from emask.pipeline.verify import verify_photos
-        from emask.weights import shipped_path, thresholds
+        from emask.recognize import SHIPPED
 
         for path in (Path(a), Path(b)):
             if not (is_there(path) and path.is_file()):
@@ -60,17 +63,7 @@ def verify(
         parse(after)
         first, second = load_photo(a), load_photo(b)
 
-        from emask.engine import ShippedRecognizer, open_engine
-        from emask.pipeline.protect import FaceRecognizer
-
-        recognizers: list[FaceRecognizer] = []
-        if recognizer:
-            from emask.recognize import load_recognizer
-
-            recognizers += [load_recognizer(name, device=device.value) for name in recognizer]
-        else:
-            engine = open_engine(recognizer=shipped_path("recognizer"), device=device.value)
-            recognizers.append(ShippedRecognizer(engine, thresholds()))
+        recognizers = [open_recognizer(name, device) for name in recognizer or [SHIPPED]]
 
         from emask.face.detect import Detector
 
@@ -80,3 +73,20 @@ def verify(
         else:
             for line in verify_lines(result):
                 typer.echo(line)
+
+
+def open_recognizer(name: str, device: options.Device) -> FaceRecognizer:
+    """A recognizer by name or file; the one that ships as protect and erase have it, on an engine.
+
+    Raises:
+        ModelError: a file, its card or the thresholds are missing or damaged.
+        EmaskError: CUDA was asked for and does not load.
+    """
+    from emask.engine import ShippedRecognizer, open_engine
+    from emask.recognize import SHIPPED, load_recognizer
+    from emask.weights import shipped_path, thresholds
+
+    if name != SHIPPED:
+        return load_recognizer(name, device.value)
+    engine = open_engine(recognizer=shipped_path("recognizer"), device=device.value)
+    return ShippedRecognizer(engine, thresholds())

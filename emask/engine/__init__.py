@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from emask.attributes import ATTRIBUTES
 from emask.errors import EmaskError, ModelError, UsageError
 from emask.face.align import CROP, INNER, MARGIN
 
@@ -18,8 +19,6 @@ Device = Literal["auto", "cpu", "cuda"]
 
 # Crops in one forward pass.
 BATCH = 16
-# Number of attribute labels of a generator.
-ATTRIBUTES = 13
 # Names of the graph inputs by kind, as exported.
 INPUTS = {
     "generator": ("crop", "target", "a", "b", "w", "eps"),
@@ -122,7 +121,7 @@ class GraphEngine(ABC):
             (N, 3, 128, 128) float32, clamped and feathered by the graph.
         """
         count = len(crops)
-        labels = np.zeros((count, ATTRIBUTES), np.float32)
+        labels = np.zeros((count, len(ATTRIBUTES)), np.float32)
         feeds = {
             "crop": crops,
             "target": np.broadcast_to(np.asarray(target, np.float32), (count, target.shape[-1])).copy(),
@@ -264,10 +263,11 @@ def refined(
         steps: 0 gives the engine itself.
         recognizer, restorer: model files; the restorer keeps masks erasable, None does without.
         refiner: model file of a second recognizer to fit them through, or None.
-        device: "auto" takes CUDA where there is one.
+        device: "auto" takes CUDA where it works.
 
     Raises:
         ModelError: a file that torch cannot load.
+        EmaskError: CUDA was asked for and does not work.
     """
     if steps == 0:
         return engine
@@ -283,7 +283,7 @@ def masking_engine(
 
     Args:
         steps: gradient steps of refining; 0 for the generator's masks.
-        device: "auto" takes CUDA where there is one.
+        device: "auto" takes CUDA where it works.
         generator, restorer: other files in place of those that ship.
         erase: whether the engine can erase as well.
 

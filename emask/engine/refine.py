@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from emask.engine import Device, Engine, mirror_mean, unit
-from emask.engine.torch import convert
+from emask.engine.device import torch_device
+from emask.engine.torch import convert, quiet, torch_name
 from emask.errors import device_failure
-from emask.face.align import INNER, MARGIN, feather
+from emask.face.align import CROP, INNER, MARGIN
+from emask.nets.blocks import feather_window
 from emask.train import losses
 from emask.train.noise import Redetection, moved
-from emask.train.surrogates import fold, quiet
+from emask.train.surrogates import fold
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class RefiningEngine:
         engine: opened with a generator.
         recognizer: model file of the recognizer that the generator is conditioned by.
         restorer: model file; None where there is none, and then nothing holds the mask to being erasable.
-        device: "auto" takes CUDA where there is one.
+        device: "auto" takes CUDA where it works.
         refiner: model file of another recognizer, or a module that maps inner squares to unit embeddings, or None.
 
     Raises:
         ModelError: a file that cannot be converted.
+        EmaskError: CUDA was asked for and does not work.
     """
 
     def __init__(
@@ -89,10 +92,12 @@ class RefiningEngine:
         refiner: Path | nn.Module | None = None,
     ) -> None:
         self.engine = engine
-        self.name = engine.name
         self.refinement = refinement or Refinement()
         self.batch_size = batch_size
-        self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        self._device = torch_device(device)
+        self.name = engine.name
+        if engine.name.endswith("CUDA") != (self._device != "cpu"):
+            self.name += f", refined by {torch_name(self._device)}"
         named = [recognizer] if refiner is None else [recognizer, refiner]
         self._recognizers = [
             one.to(self._device) if isinstance(one, nn.Module) else fold(convert(one, self._device, WITHOUT)[0])
@@ -244,11 +249,11 @@ def refine(
         budget: (B,) of the masks' L2 norms, in [-1, 1] units; see `budgets`.
 
     Returns:
-        (B, 3, S, S) changes; crop + change lies in [-1, 1]. Seeded, and alike for all faces of a batch: the same face
-        gets the same mask every time.
+        (B, 3, S, S) changes; crop + change lies in [-1, 1]. Seeded, and alike for all faces of a batch: on the CPU the
+        same face gets the same mask every time; on CUDA the gradient of `moved` adds up in no fixed order.
     """
     count = len(crop)
-    window = torch.from_numpy(feather())[None, None].to(crop.device)
+    window = feather_window(CROP).to(crop.device)
     start = change - edit
     with torch.no_grad():
         owner = embed(crop)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from emask.errors import EmaskError, device_failure
+from emask.engine.device import torch_device
+from emask.errors import device_failure
 
 # Longest side, in pixels, at which a photo is searched. MTCNN's cost grows with the area and its smallest scale is set
 # by MIN_FACE, so a 12-megapixel photo costs no more than a 1280-pixel one; landmarks are scaled back afterwards.
@@ -51,13 +52,13 @@ class Detector:
     """MTCNN over whole photos. Faces come back largest first.
 
     Args:
-        device: a torch device name; "auto" takes CUDA when there is one.
+        device: a torch device name; "auto" takes CUDA where it works.
         detection_size: longest side at which photos are searched, in pixels.
         min_face: smallest face side looked for, in pixels of the searched picture.
         min_probability: detections below it are dropped.
 
     Raises:
-        EmaskError: CUDA was asked for and does not load.
+        EmaskError: CUDA was asked for and does not work.
     """
 
     def __init__(
@@ -67,17 +68,12 @@ class Detector:
         min_face: int = MIN_FACE,
         min_probability: float = MIN_PROBABILITY,
     ) -> None:
-        import torch
         from facenet_pytorch import MTCNN
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device.startswith("cuda") and not torch.cuda.is_available():
-            raise EmaskError("CUDA was asked for but does not load", "use --device cpu")
-        self.device = device
+        self.device = torch_device(device)
         self.detection_size = detection_size
         self.min_probability = min_probability
-        self._mtcnn = MTCNN(keep_all=True, min_face_size=min_face, device=device, post_process=False).eval()
+        self._mtcnn = MTCNN(keep_all=True, min_face_size=min_face, device=self.device, post_process=False).eval()
 
     def detect(self, photos: Sequence[np.ndarray], batch_size: int = 32) -> list[list[Face]]:
         """Find the faces in each photo.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from emask.errors import EmaskError, ImageError, NoFaceError, UsageError
-from emask.images import QUALITY, SUFFIXES, Metadata, Photo, encode_photo, load_photo, write_bytes
-from emask.paths import Job
+from emask.images import QUALITY, Metadata, Photo, encode_photo, load_photo, write_bytes
+from emask.paths import PHOTO_FORMATS, Job
 from emask.pipeline.protect import ChangedPhoto, FaceRecognizer, choose_faces, measure_protection, protect_photos
 from emask.results import FaceErasure, FaceProtection, FileResult
 
@@ -223,7 +223,7 @@ def _load(job: Job, writing: Writing) -> Photo:
     else:
         photo = load_photo(job.source, metadata=writing.metadata)
     if job.explicit and job.output is not None:
-        wanted = SUFFIXES.get(job.output.suffix.lower())
+        wanted = PHOTO_FORMATS.get(job.output.suffix.lower())
         if wanted not in (None, photo.format):
             raise UsageError(
                 f"{photo.name} is a {photo.format} picture and keeps its format, but {job.output} ends otherwise",

@@ -169,14 +169,16 @@ def measure_protection(
     results = []
     for index, face in enumerate(changed.faces):
         vector = after[index]
+        left, top, right, bottom = box = box_of(face, photo.pixels.shape)
+        region = (slice(top, bottom), slice(left, right))
         results.append(
             FaceProtection(
-                box=box_of(face, photo.pixels.shape),
+                box=box,
                 target_before=float(before[index] @ target),
                 target_after=None if vector is None else float(vector @ target),
                 source_after=None if vector is None else float(vector @ before[index]),
                 threshold=float(recognizer.thresholds["0.01"]),
-                psnr=psnr(photo.pixels, written.pixels, box_of(face, photo.pixels.shape)),
+                psnr=psnr(photo.pixels[region], written.pixels[region]),
             )
         )
     return tuple(results)
@@ -217,9 +219,7 @@ def box_of(face: Face, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height)
 
 
-def psnr(a: np.ndarray, b: np.ndarray, box: tuple[int, int, int, int]) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures inside a box, in dB; inf when they are equal there."""
-    left, top, right, bottom = box
-    difference = a[top:bottom, left:right].astype(np.float64) - b[top:bottom, left:right]
-    error = float(np.mean(difference**2))
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB; inf when they are equal."""
+    error = float(np.mean((first.astype(np.float64) - second) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

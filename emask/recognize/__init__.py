@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emask.errors import ModelError, first_line
+from emask.errors import EmaskError, ModelError, device_failure, first_line
 from emask.face.align import CROP, INNER, MARGIN
 from emask.recognize.cards import Card, find_card, folder_cards
 from emask.recognize.thresholds import FALSE_ACCEPT_RATES, calibrate, rate_key, similarity, true_accept_rate
@@ -35,7 +35,7 @@ class Recognizer:
 
     Args:
         card: what the file wants to be fed.
-        device: "auto" takes CUDA where its provider really loads, then the CPU; "cpu" stays there.
+        device: "auto" takes CUDA where its provider really loads, then the CPU; "cuda" insists; "cpu" stays there.
 
     Attributes:
         name: its card's name.
@@ -43,20 +43,27 @@ class Recognizer:
 
     Raises:
         ModelError: when the file is missing, damaged, or has no image input of the card's size.
+        EmaskError: CUDA was asked for and does not load, or memory ran out.
     """
 
     def __init__(self, card: Card, device: str = "auto") -> None:
         from emask.engine.onnx import open_session
+        from emask.weights import sha256
 
         self.card = card
         self.name = card.name
         self.thresholds: dict[str, float] = dict(card.thresholds)
         if not card.file.is_file():
             raise ModelError(f"{card.file}: no such recognizer file")
+        if card.sha256 and sha256(card.file) != card.sha256.lower():
+            raise ModelError(f"{card.file} is damaged: its sha256 is not its card's", "fetch the file again")
         try:
             self._session = open_session(card.file, device)
+        except EmaskError:
+            raise
         except Exception as error:  # ONNX Runtime raises many classes of its own
-            raise ModelError(f"{card.file.name}: not a usable ONNX file", first_line(error)) from error
+            unusable = ModelError(f"{card.file.name}: not a usable ONNX file", first_line(error))
+            raise device_failure(error) or unusable from error
         inputs = {i.name: i for i in self._session.get_inputs()}
         if card.input_name and card.input_name not in inputs:
             raise ModelError(f"{card.file.name}: has no input called {card.input_name}", f"it has {', '.join(inputs)}")
@@ -68,11 +75,6 @@ class Recognizer:
         if len(shape) != 4 or any(isinstance(s, int) and s != w for s, w in zip(shape[1:], wanted, strict=True)):
             raise ModelError(f"{card.file.name}: its input is {shape}, its card says {['B', *wanted]}")
         self._fixed_batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
-
-    @property
-    def device(self) -> str:
-        """ "CUDA" or "CPU": where the graph runs."""
-        return "CUDA" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
 
     def prepare(self, crops: np.ndarray) -> np.ndarray:
         """Cut the recognizer's input from (B, 128, 128, 3) crops and normalise it: (B, 3, h, w) float32."""
@@ -94,6 +96,7 @@ class Recognizer:
         Raises:
             ValueError: for crops of another shape or type.
             ModelError: when the graph fails or does not give one finite embedding a crop.
+            EmaskError: out of memory, or the GPU failed.
         """
         crops = np.asarray(crops)
         if crops.ndim != 4 or crops.shape[1:] != (CROP, CROP, 3) or crops.dtype != np.uint8:
@@ -108,7 +111,8 @@ class Recognizer:
             try:
                 out = np.asarray(self._session.run(None, {self._input: batch})[0], np.float32)
             except Exception as error:  # ONNX Runtime raises many classes of its own
-                raise ModelError(f"{self.name}: the recognizer failed", first_line(error)) from error
+                failed = ModelError(f"{self.name}: the recognizer failed", first_line(error))
+                raise device_failure(error) or failed from error
             if out.shape[0] != len(batch):
                 raise ModelError(f"{self.name}: output of shape {out.shape} for {len(batch)} faces")
             parts.append(out.reshape(len(batch), -1)[:real])
@@ -129,13 +133,16 @@ def load_recognizer(name_or_path: str | None = None, device: str = "auto") -> Re
 
     Raises:
         ModelError: when the file or its card is missing or damaged.
+        EmaskError: CUDA was asked for and does not load.
     """
     if name_or_path is None or name_or_path == SHIPPED:
         from emask import weights
 
+        file = weights.shipped_path("recognizer")
+        # not weights.thresholds, which wants them: those of a new recognizer are measured with what is opened here
         entry = weights.manifest()["models"]["recognizer"]
         known = {str(k): float(v) for k, v in entry.get("thresholds", {}).items()}
-        return Recognizer(Card(name=SHIPPED, file=weights.shipped_path("recognizer"), thresholds=known), device)
+        return Recognizer(Card(name=SHIPPED, file=file, thresholds=known), device)
     path = Path(name_or_path)
     if not path.is_file():
         raise ModelError(
@@ -148,7 +155,8 @@ def load_folder(folder: Path, names: list[str] | None = None, device: str = "aut
     """The recognizers of a folder's recognizers.json: all, or those named, in the order of the file.
 
     Raises:
-        ModelError: when the folder has none, or not the one named.
+        ModelError: when the folder has none, or not the one named, or its file is missing or damaged.
+        EmaskError: CUDA was asked for and does not load.
     """
     cards = folder_cards(folder)
     if names is not None:

@@ -27,7 +27,7 @@ class Card:
         mean, std: per RGB channel, in grey levels 0..255: the input is (pixel - mean) / std.
         thresholds: cosine thresholds by false accept rate, keyed "0.1", "0.01", "0.001".
         fold: the group it belongs to in tests that leave recognizers out, or "".
-        sha256: of the file, or "" when the card does not say.
+        sha256: of the file in hex, compared when it is opened, or "" when the card does not say.
     """
 
     name: str

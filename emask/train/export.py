@@ -20,10 +20,9 @@ from emask.nets.recognizer import COMPACT, EMBEDDING, Form, Recognizer
 from emask.nets.restorer import Restorer
 from emask.paths import make_folder
 from emask.train.checkpoint import load
-from emask.weights import FORMAT, REFINER, sha256
+from emask.weights import FORMAT, MANIFEST, REFINER, read_manifest, sha256
 
 OPSET = 17
-MANIFEST = "manifest.json"
 COMMANDS = "commands.txt"  # in a run folder: how it was trained, a line a command
 # Largest difference between torch and ONNX Runtime that an export may show, in the outputs' own units.
 TOLERANCE = 1e-4
@@ -215,24 +214,6 @@ def _difference(net: nn.Module, kind: str, path: Path, size: int, attributes: in
     return worst
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """`manifest.json` of a folder that is exported to; one without models where there is none.
-
-    Raises:
-        ModelError: it is damaged, or of another version.
-    """
-    path = folder / MANIFEST
-    if not path.exists():
-        return {"version": 1, "models": {}}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or content.get("version") != 1 or not isinstance(content.get("models"), dict):
-        raise ModelError(f"{path} is no manifest of version 1", "mend or remove it, or name another folder with -o")
-    return content
-
-
 def _put(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
     """Add or replace models of a manifest; what else it says of one (figures) stays where the file is the same.
 
@@ -269,7 +250,9 @@ def export_run(run: Path, folder: Path, strengths: dict[str, dict[str, float]] |
     if last is None and not distilled:
         raise ModelError(f"{run} holds no trained weights", "run emask train first, or name another run folder")
     make_folder(folder)
-    content = read_manifest(folder)
+    content: dict[str, Any] = {"version": 1, "models": {}}
+    if (folder / MANIFEST).exists():
+        content = read_manifest(folder / MANIFEST, "mend or remove it, or name another folder with -o")
     try:
         with tempfile.TemporaryDirectory(prefix=".emask-", dir=folder) as name:
             made = Path(name)

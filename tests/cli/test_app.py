@@ -52,7 +52,7 @@ def huge_png() -> bytes:
 
 def test_the_three_commands_as_the_manual_writes_them(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals = snapshot(work / "photos")
-    assert main(["protect", "photos/", "--target", "tgt.jpg"]) == 0
+    assert main(["protect", "photos/", "--target", "tgt.jpg", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert "sub/face.jpg -> protected/sub/face.jpg" in out.replace(os.sep, "/")
     assert "target" in out and "dB" in out and "1 protected, 1 without a face; ONNX Runtime CPU" in out
@@ -121,7 +121,7 @@ def test_refine_changes_the_mask(work: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_json_is_one_document_and_resume_skips(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["protect", "photos", "--json", "--strength", "low"]) == 0
+    assert main(["protect", "photos", "--json", "--strength", "low", "--device", "cpu"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["version"] == 1 and document["command"] == "protect"
     by_name = {Path(entry["source"]).name: entry for entry in document["files"]}
@@ -310,6 +310,52 @@ def test_closed_streams(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="closed"):
         open_streams([Job(None, None)], "-")
+
+
+def test_the_shipped_recognizer_has_a_name(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened in the same way as where none is named; the twin is a manifest that has none."""
+    verify = ["verify", "tgt.jpg", "photos/sub/face.jpg", "--json"]
+    assert main(verify) == main([*verify, "--recognizer", "emask", "--recognizer", "emask"]) == 0
+    decoder, out, documents = json.JSONDecoder(), capsys.readouterr().out, []
+    while out.strip():
+        document, end = decoder.raw_decode(out.lstrip())
+        documents.append(document["comparisons"])
+        out = out.lstrip()[end:]
+    assert documents[1] == documents[0] * 2
+    (work / "models").mkdir()
+    (work / "models/manifest.json").write_text(json.dumps({"version": 1, "models": {}}))
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(work / "models"))
+    assert main([*verify, "--recognizer", "emask"]) == 5
+    assert "lists no recognizer" in capsys.readouterr().err
+
+
+def test_earlier_results_are_worked_on_only_where_that_makes_sense(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of results below the photos, protect takes none and erase those of protect."""
+    for name in ("protected", "erased"):
+        (work / "photos" / name).mkdir()
+        (work / "photos" / name / "text.jpg").write_text("no picture")
+    monkeypatch.chdir(work / "photos")
+    assert main(["protect", "."]) == 0
+    assert "note: folders of earlier results are left out unless named: erased" in capsys.readouterr().err
+    assert main(["erase", ".", "--key", "restorer", "-o", str(work / "out")]) == 1
+    err = capsys.readouterr().err
+    assert f"{Path('protected/text.jpg')} is not a PNG" in err and "left out unless named: erased" in err
+    assert (work / "out/protected/sub/face.jpg").is_file()
+
+
+def test_memory_that_runs_out_is_one_line(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("emask.pipeline.protect.paste_change", fail)
+    assert main(["protect", "photos"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory\nhint: ")
 
 
 def test_links_to_folders_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

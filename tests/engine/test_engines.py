@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
+from emask import weights
 from emask.engine import Engine, open_engine, to_grey_levels, to_network
+from emask.engine.check import try_model
+from emask.engine.device import note_once
+from emask.engine.onnx import CPU, CUDA
 from emask.errors import EmaskError, ModelError, UsageError
 
 
@@ -79,8 +85,6 @@ def test_files_that_do_not_fit(models: Path, foreign_model: Path, tmp_path: Path
 
 
 def test_a_graph_with_the_wrong_inputs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnx
-
     model = onnx.load(str(models / "restorer.onnx"))
     onnx.helper.set_model_props(model, {"emask.kind": "generator", "emask.format": "1"})
     onnx.save(model, str(tmp_path / "generator.onnx"))
@@ -103,12 +107,104 @@ def test_wrong_requests(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine(restorer=models / "restorer.onnx")
 
 
-def test_cuda_that_does_not_load_is_said(models: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(EmaskError, match="CUDA"):
+def test_a_minimum_that_is_left_out(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the exported generator, which clamps from above alone."""
+    model = onnx.load(str(models / "restorer.onnx"))
+    (clip,) = (node for node in model.graph.node if node.op_type == "Clip")
+    clip.input[1] = ""
+    onnx.save(model, str(tmp_path / "restorer.onnx"))
+    x, found = crops(2), []
+    for name in ("onnx", "torch"):
+        monkeypatch.setenv("EMASK_ENGINE", name)
+        found.append(open_engine(restorer=tmp_path / "restorer.onnx", device="cpu").erase(x))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_cuda_that_does_not_load_is_said(models: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("EMASK_ENGINE", name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("emask.engine.onnx._has_nvidia_driver", lambda: False)
+    with pytest.raises(EmaskError, match="CUDA was asked for but does not load"):
         open_engine(restorer=models / "restorer.onnx", device="cuda")
+
+
+@pytest.fixture
+def half_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU with a driver, on which ONNX Runtime's provider does not load; what is done to its sessions."""
+    done: list[str] = []
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[str]) -> None:
+            done.append(providers[0])
+
+        def disable_fallback(self) -> None:
+            done.append("no fallback")
+
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="crop")]
+
+    def preload() -> None:
+        print("\x1b[33mFailed to load libcurand.so.10: no such file\x1b[0m\nPlease follow the instructions.")
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("onnxruntime.preload_dlls", preload, raising=False)
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    monkeypatch.setattr("emask.engine.onnx._has_nvidia_driver", lambda: True)
+    note_once.cache_clear()
+    return done
+
+
+def test_why_onnx_runtime_stays_on_the_cpu(
+    models: Path, half_a_gpu: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Told once, where torch computes on CUDA; the twins are a torch that sees no GPU, and one on which it fails."""
+    failed = "note: ONNX Runtime computes on the CPU: Failed to load libcurand"
+    for works, told in ((False, ""), (None, ""), (True, failed)):
+        monkeypatch.setattr("emask.engine.onnx.gpu_works", lambda works=works: works)
+        engine = open_engine(restorer=models / "restorer.onnx", recognizer=models / "recognizer.onnx")
+        assert engine.name == "ONNX Runtime CPU"
+        out, err = capfd.readouterr()
+        assert not out and err.startswith(told) and len(err.splitlines()) == bool(told)
+    assert half_a_gpu == [CPU, "no fallback"] * 2 + [CUDA, "no fallback"] * 4
+    with pytest.raises(EmaskError, match="does not load: Failed to load libcurand.so.10: no such file$"):
+        open_engine(restorer=models / "restorer.onnx", device="cuda")
+
+
+@pytest.mark.parametrize(("said", "kind"), [
+    ("Failed to allocate memory for requested buffer of size 4096", EmaskError),
+    ("std::bad_alloc", EmaskError),
+    ("CUDNN failure 4: CUDNN_STATUS_INTERNAL_ERROR", EmaskError),
+    ("the shapes do not match", ModelError),
+])  # fmt: skip
+def test_a_machine_that_fails_is_no_broken_model(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[EmaskError]
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError(said)
+
+    if engine.name.startswith("torch"):
+        monkeypatch.setattr(engine._modules["restorer"], "forward", fail)  # type: ignore[attr-defined]
+    else:
+        monkeypatch.setitem(engine._sessions, "restorer", SimpleNamespace(run=fail))  # type: ignore[attr-defined]
+    with pytest.raises(kind) as caught:
+        engine.erase(crops(1))
+    assert type(caught.value) is kind
+
+
+def test_what_torch_cannot_load_does_not_run(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are refined through it, whatever else runs it; the generator is not."""
+
+    def fail(*args: object) -> None:
+        raise ModelError("torch cannot load it")
+
+    monkeypatch.setattr("emask.engine.torch.convert", fail)
+    assert [(entry.kind, try_model(entry, "cpu").runs) for entry in weights.status()] == [
+        ("generator", True), ("restorer", False), ("recognizer", False),
+    ]  # fmt: skip
 
 
 def test_the_onnx_engine_needs_no_torch(models: Path) -> None:

@@ -195,6 +195,17 @@ def test_refined_hands_the_rest_on(plain: Engine, models: Path, crops: np.ndarra
     np.testing.assert_array_equal(engine.erase(crops), plain.erase(crops))
 
 
+def test_where_refining_runs_is_told_where_it_differs(
+    plain: Engine, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refining(plain, models).name == "ONNX Runtime CPU"
+    plain.name = "ONNX Runtime CUDA"
+    assert refining(plain, models).name == "ONNX Runtime CUDA, refined by torch CPU"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(EmaskError, match="CUDA was asked for"):
+        RefiningEngine(plain, models / "recognizer.onnx", None, "cuda")
+
+
 @pytest.fixture
 def refiner(models: Path, tmp_path: Path) -> Path:
     """The tiny recognizer with another projection, on 96 numbers instead of 256."""

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from emask.engine.device import note_once
 from emask.errors import EmaskError
 from emask.face.detect import Detector
 
@@ -90,6 +91,20 @@ def test_a_machine_that_fails_is_no_photo_without_a_face(
     assert hint in caught.value.hint
     failing(RuntimeError("torch.cat(): expected a non-empty list of Tensors"))
     assert found.detect([astronaut, astronaut]) == [[], []]
+
+
+def test_a_gpu_that_cannot_be_used_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.ones", fail)
+    note_once.cache_clear()
+    assert Detector().device == "cpu" and "no kernel image" in capsys.readouterr().err
+    with pytest.raises(EmaskError, match="the GPU failed"):
+        Detector(device="cuda")
 
 
 def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

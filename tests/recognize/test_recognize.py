@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from emask.errors import ModelError
+from emask.errors import EmaskError, ModelError
 from emask.recognize import Recognizer, calibrate, load_folder, load_recognizer, similarity, true_accept_rate
 from emask.recognize.cards import find_card
 
@@ -115,6 +118,57 @@ def test_missing_and_damaged_files_are_model_errors(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(ModelError, match="card"):
         load_recognizer(str(damaged))
+
+
+def test_a_file_that_is_not_its_cards_is_damaged(tmp_path: Path) -> None:
+    """The twin: with the sha256 of the file it opens."""
+    write_recognizer(tmp_path / "r.onnx", (112, 96))
+    for digest, opens in ((hashlib.sha256((tmp_path / "r.onnx").read_bytes()).hexdigest(), True), ("0" * 64, False)):
+        (tmp_path / "r.json").write_text(json.dumps({**CARD, "sha256": digest}))
+        if opens:
+            load_recognizer(str(tmp_path / "r.onnx"), device="cpu")
+        else:
+            with pytest.raises(ModelError, match="is damaged"):
+                load_recognizer(str(tmp_path / "r.onnx"), device="cpu")
+
+
+def test_memory_that_runs_out_is_no_broken_recognizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is opened, and when it runs; the twin is a graph that fails."""
+    write_recognizer(tmp_path / "r.onnx", (112, 96))
+    (tmp_path / "r.json").write_text(json.dumps(CARD))
+    recognizer = load_recognizer(str(tmp_path / "r.onnx"), device="cpu")
+
+    def failing(text: str) -> Callable[..., None]:
+        def fail(*args: object) -> None:
+            raise RuntimeError(text)
+
+        return fail
+
+    full = "[ONNXRuntimeError] : 6 : bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 20736"
+    for text, kind in ((full, EmaskError), ("bad graph", ModelError)):
+        monkeypatch.setattr(recognizer, "_session", SimpleNamespace(run=failing(text)))
+        with pytest.raises(kind) as caught:
+            recognizer.embed(np.zeros((1, 128, 128, 3), np.uint8))
+        assert type(caught.value) is kind
+        monkeypatch.setattr("emask.engine.onnx.open_session", failing(text))
+        with pytest.raises(kind) as caught:
+            load_recognizer(str(tmp_path / "r.onnx"), device="cpu")
+        assert type(caught.value) is kind
+
+
+def test_cuda_is_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emask.engine.onnx._has_nvidia_driver", lambda: False)
+    write_recognizer(tmp_path / "r.onnx", (112, 96))
+    (tmp_path / "r.json").write_text(json.dumps(CARD))
+    with pytest.raises(EmaskError, match="CUDA was asked for"):
+        load_recognizer(str(tmp_path / "r.onnx"), device="cuda")
+
+
+def test_models_without_a_recognizer(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "models": {}}))
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(tmp_path))
+    with pytest.raises(ModelError, match="lists no recognizer"):
+        load_recognizer()
 
 
 def random_people(n: int, people: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
