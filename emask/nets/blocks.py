@@ -67,6 +67,37 @@ class Encoder(nn.Module):
         return features
 
 
+def fuse(clean: Tensor, perturbed: Tensor, share: Tensor) -> Tensor:
+    """The paper's f_l = fuse(E^l(e_{l-1}), E_p^l(f_{l-1})), here with fuse(e, p) = e + s_l (p - e).
+
+    Written as a difference so that equal inputs give exactly E's output whatever s_l is: at first there is no mask.
+
+    Args:
+        clean: e = E^l(e_{l-1}), (B, C, H, W): the encoder's layer on its own features of the clean crop.
+        perturbed: p = E_p^l(f_{l-1}), the same shape: the perturbation encoder's layer on the features fused before.
+        share: s_l, a learned scalar, 0.5 at first and not bounded; 0 would be E alone, 1 E_p alone.
+
+    Returns:
+        f_l, of the shape and type of `perturbed`.
+    """
+    return clean + share.to(perturbed.dtype) * (perturbed - clean)
+
+
+def inject(protected: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+    """The paper's information injection: d_l = (1 - w) D^l(protected) + w D^l(clean).
+
+    Args:
+        protected: D^l(protected), (B, C, H, W): a layer of the decoder of the fused features, or its image.
+        clean: D^l(clean), the same shape: the same layer of the frozen decoder of the clean ones.
+        weight: w in [0, 1], (B, 1, 1, 1) float32; 0 leaves the protected decoding as it is, 1 gives the clean one.
+
+    Returns:
+        d_l, of the shape and type of `protected`. Mixed in float32 all the same: in bfloat16 w and 1 - w do not add up
+        to 1, and the mask, a small difference of two decodings, would get a part of the face itself.
+    """
+    return ((1 - weight) * protected + weight * clean).to(protected.dtype)
+
+
 class Decoder(nn.Module):
     """D^1..D^L: the encoder's features and n labels to an image.
 
@@ -98,8 +129,8 @@ class Decoder(nn.Module):
             features: the encoder's outputs, largest first.
             labels: (B, n).
             modulations: one (gain - 1, shift) pair a layer, or None.
-            injected: the layer outputs of the clean decoding and the (B, 1, 1, 1) weight w they are mixed in with:
-                d_l = (1 - w) D^l(protected) + w D^l(clean).
+            injected: the outputs of all layers of the clean decoding, its image last, and the (B, 1, 1, 1) weight w
+                with which `inject` mixes each into this one's.
 
         Returns:
             The (B, 3, S, S) float32 image and the outputs of all layers, the image last.
@@ -109,19 +140,21 @@ class Decoder(nn.Module):
         height, width = deepest.shape[-2:]
         x = labels.to(deepest.dtype)[:, :, None, None].expand(-1, -1, height, width)
         for index, layer in enumerate(self.layers):
+            skip = features[-1 - index]
             if index:
-                x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = layer(torch.cat([x, features[-1 - index]], 1), modulations[index] if modulations else None)
+                # on CUDA, autocast has it give float32
+                x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest").to(skip.dtype)
+            x = layer(torch.cat([x, skip], 1), modulations[index] if modulations else None)
             if injected is not None:
                 clean, weight = injected
-                x = (1 - weight) * x + weight * clean[index]
+                x = inject(x, clean[index], weight)
             outputs.append(x)
         # bfloat16's 8 bits are too coarse for the difference of two images
         with torch.autocast(x.device.type, enabled=False):
             image = self.to_image(x.float())
         if injected is not None:
             clean, weight = injected
-            image = (1 - weight) * image + weight * clean[-1]
+            image = inject(image, clean[-1], weight)
         outputs.append(image)
         return image, outputs
 

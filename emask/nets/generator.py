@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emask.attributes import ATTRIBUTES
-from emask.nets.blocks import Decoder, Encoder, feather_window, fold_norms
+from emask.nets.blocks import Decoder, Encoder, feather_window, fold_norms, fuse
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,19 @@ class Generator(nn.Module):
         """The parameters of stage 2."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def fuse(self, crop: Tensor, clean: list[Tensor], modulations: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """f_l = fuse(E^l(e_{l-1}), E_p^l(f_{l-1})) with fuse(e, p) = e + s_l (p - e), s_l learned.
+    def fused(self, crop: Tensor, clean: list[Tensor], modulations: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """f_1..f_L, f_l = fuse(E^l(e_{l-1}), E_p^l(f_{l-1})): E_p reads what was fused before, not its own output.
 
-        Written as a difference so that equal inputs give exactly E's output whatever s_l is.
+        Args:
+            crop: (B, 3, S, S), which is both e_0 and f_0.
+            clean: E^1(e_0)..E^L(e_{L-1}), largest first.
+            modulations: one (gain - 1, shift) pair a layer of E_p.
         """
-        fused, x = [], crop
+        f, features = crop, []
         for index, layer in enumerate(self.perturbation_encoder.layers):
-            p = layer(x, modulations[index])
-            x = clean[index] + self.fusion[index].to(p.dtype) * (p - clean[index])
-            fused.append(x)
-        return fused
+            f = fuse(clean[index], layer(f, modulations[index]), self.fusion[index])
+            features.append(f)
+        return features
 
     @torch.no_grad()
     def clean(self, crop: Tensor, a: Tensor, b: Tensor, edit: bool = True) -> Clean:
@@ -162,7 +164,7 @@ class Generator(nn.Module):
         modulations = self.modulation(target)
         layers = len(self.config.widths)
         frozen = self.clean(crop, a, b, edit) if known is None else known
-        f = self.fuse(crop, frozen.features, modulations[:layers])
+        f = self.fused(crop, frozen.features, modulations[:layers])
         weight = w.view(-1, 1, 1, 1)
         protected, _ = self.protected_decoder(f, b, modulations[layers:], (frozen.layers, weight))
         return (protected - frozen.decoded).mean(1, keepdim=True).expand(-1, 3, -1, -1), frozen.edit
