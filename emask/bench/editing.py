@@ -23,12 +23,12 @@ from torch import Tensor
 
 from emask.attributes import ATTRIBUTES, EDITABLE, HAIR_COLOURS, choose, labels, plain
 from emask.bench.metrics import psnr, rate
-from emask.bench.protocol import locate, read_photo
+from emask.bench.protocol import locate
 from emask.bench.table import markdown_table, percent
 from emask.drawing import encode_png
 from emask.errors import ModelError, NoFaceError, TrainingError, UsageError, as_program
 from emask.face.detect import Detector
-from emask.images import write_bytes
+from emask.images import load_photo, write_bytes
 from emask.nets.blocks import feather_window
 from emask.nets.discriminator import Classifier, Discriminator
 from emask.nets.generator import Editor
@@ -121,8 +121,8 @@ def picture_of(editor: Edit, photos: Sequence[Path], detector: Detector) -> Imag
         NoFaceError: a photo without one.
     """
     rows = []
-    for path, found in zip(photos, locate([str(p) for p in photos], [read_photo(p) for p in photos], detector),
-                           strict=True):  # fmt: skip
+    located = locate([str(path) for path in photos], [load_photo(path).pixels for path in photos], detector)
+    for path, found in zip(photos, located, strict=True):
         if found is None:
             raise NoFaceError(f"no face found in {path}", "leave this photo out")
         rows.append(tiles(editor, found.crop))
@@ -225,7 +225,7 @@ def held_out(data: Path, most: int) -> tuple[np.ndarray, Tensor]:
     known = read_labels(data, crops)
     rows = np.flatnonzero(crops.test & known.any(1).numpy())
     if not len(rows):
-        raise TrainingError(f"no photo kept out of training in {data} has labels", "put *attributes*.csv beside them")
+        raise TrainingError(f"no photo kept out of training in {data} has labels", "put *attr*.csv beside them")
     rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
     return crops.pixels[rows], known[torch.from_numpy(rows)]
 

@@ -29,9 +29,10 @@ from emask.bench.peers.ball import Ball
 from emask.bench.peers.descent import descend
 from emask.bench.peers.similarity import Recognizer, gradient
 from emask.errors import ModelError, TrainingError, first_line
+from emask.recognize.cards import Card
 from emask.train.data import Crops
 from emask.train.distill import to_float
-from emask.train.surrogates import FrozenPReLU, Subsampled, Surrogate, SurrogateCard
+from emask.train.surrogates import FrozenPReLU, Subsampled, Surrogate
 
 # Called with the share that is done and a line about it.
 Report = Callable[[float, str], None]
@@ -83,7 +84,7 @@ class Tuned:
     attacked: float
 
 
-def open_trainable(card: SurrogateCard) -> Surrogate:
+def open_trainable(card: Card) -> Surrogate:
     """A recognizer whose weights have gradients, on the CPU, in evaluation mode.
 
     Batch norms keep their statistics: most are part of the convolution before them, whose weights are trained; slopes

@@ -134,15 +134,6 @@ class Parts(Protocol):
         ...
 
 
-def read_photo(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, orientation applied.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    return load_photo(path).pixels
-
-
 def locate(
     names: Sequence[str], photos: Sequence[np.ndarray], detector: Detector, tick: Callable[[int], None] | None = None
 ) -> list[Located | None]:
@@ -272,7 +263,7 @@ def through_disk(pictures: Sequence[np.ndarray], folder: Path, quality: int) -> 
     for index, picture in enumerate(pictures):
         path = folder / f"{index:05d}.jpg"
         Image.fromarray(picture).save(path, quality=quality)
-        decoded.append(read_photo(path))
+        decoded.append(load_photo(path).pixels)
     return decoded
 
 

@@ -36,7 +36,7 @@ from emask.train.data import TEST_FOLDS, Crops, load_crops, read_pairs
 from emask.train.distill import to_float
 from emask.train.export import OPSET, TOLERANCE
 from emask.train.place import join
-from emask.train.surrogates import Surrogate, SurrogateCard
+from emask.train.surrogates import Surrogate
 from emask.weights import sha256
 
 SUFFIX = "-robust"
@@ -318,9 +318,9 @@ def _one(
     device: torch.device, progress: Progress,
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """A recognizer's new card, and its file under a temporary name."""
-    known = SurrogateCard(card.name, card.file, card.size, card.mean, card.std, card.fold)
-    net = open_trainable(known)
-    first = Recognizer(card, device.type)
+    net = open_trainable(card)
+    choice = "cpu" if device.type == "cpu" else "auto"  # ONNX Runtime may lack the GPU that torch has
+    first = Recognizer(card, choice)
     # on the CPU both: the CUDA provider rounds more coarsely (TF32)
     difference = disagreement(net, Recognizer(card, "cpu"))
     if not difference <= TOLERANCE:
@@ -329,7 +329,7 @@ def _one(
             "leave it out: name others with --recognizer",
         )
     net = net.to(device)
-    original = Surrogate(known).eval().to(device)
+    original = Surrogate(card).eval().to(device)
     progress(f"{card.name}: measuring", 0.0, "")
     before = _measure(first, crops, pairs)
 
@@ -348,7 +348,7 @@ def _one(
     path = Path(name)
     try:
         exported = export(net, card, path)
-        after = _measure(Recognizer(exported, device.type), crops, pairs)
+        after = _measure(Recognizer(exported, choice), crops, pairs)
         after["white_box"] = attacked("attacking the new one", net).judged(net, after["thresholds"][FAR])
         transfer = spoilt.judged(net, after["thresholds"][FAR])
         new = _card(card, entry, exported, before, after, transfer, tuned, tuning, box, seed, device)

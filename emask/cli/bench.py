@@ -460,6 +460,7 @@ class Bench:
         """
         from emask import weights
         from emask.bench import protocol
+        from emask.images import load_photo
 
         found = []
         if self.target and NO_TARGET in self.target:
@@ -471,7 +472,7 @@ class Bench:
             other = None if self.target_others is None else self.target_others / f"{Path(name).stem}.jpg"
             if other is not None and other.is_file():
                 paths.append(other)
-            located = protocol.locate([p.name for p in paths], [protocol.read_photo(p) for p in paths], detector)
+            located = protocol.locate([p.name for p in paths], [load_photo(p).pixels for p in paths], detector)
             if located[0] is None:
                 raise UsageError(f"no face found in the target {name}")
             found.append(protocol.Target(Path(name).stem, located[0], located[1] if len(located) > 1 else None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emask.cli.options import Device, DeviceChoice
-from emask.errors import TrainingError, UsageError
+from emask.errors import TrainingError, UsageError, device_failure
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -66,12 +67,20 @@ def train(
         typer.Option(help="Folder of surrogates with recognizers.json [default: $EMASK_RECOGNIZERS, recognizers/]."),
     ] = None,
     surrogate: Annotated[
-        list[str] | None, typer.Option(help="A surrogate's name, repeatable [default: those of fold A].")
+        list[str] | None,
+        typer.Option(
+            help="A surrogate's name, or facenet-vggface2, or facenet-casia-webface; repeatable "
+            "[default: those of fold A]."
+        ),
     ] = None,
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, tables and pictures.")] = Path("runs/default"),
     preset: Annotated[
-        str, typer.Option(help="Settings: cpu, gpu, paper, polish, replay, sharpen, small, smoke, or a .toml file.")
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            help="Settings: cpu, gpu, paper, polish, replay, sharpen, small, smoke, or a .toml file "
+            "[default: cpu; sharpen for --stage 2 --target]."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoints.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Begin anew where the run has checkpoints; later stages' go as well.")
@@ -84,7 +93,11 @@ def train(
         typer.Option(help="Go on from these weights: a stage-2 or stage-3 checkpoint, or a folder of models."),
     ] = None,
     target: Annotated[
-        Path | None, typer.Option(help="A photo: train for this target in the place of the built-in ones.")
+        Path | None,
+        typer.Option(
+            help="A photo: train for this target in the place of the built-in ones; with --stage 2 in a run without "
+            "a stage 1 it goes on from the models that ship."
+        ),
     ] = None,
     attack: Annotated[AttackName | None, typer.Option(help="How surrogates are attacked [default: preset's].")] = None,
     injection: Annotated[
@@ -114,12 +127,17 @@ def train(
     from platformdirs import user_cache_path
 
     from emask.train import config as settings
+    from emask.train.labels import check_labels
     from emask.train.noise import choose_pool
     from emask.train.place import join
     from emask.train.prepare import open_recognizers, open_surrogates, open_validation, prepare
     from emask.train.run import check_before, note_command, refuse_to_replace, run_stages
     from emask.weights import models_dir
 
+    sharpened = stage is StageName.two and target is not None
+    preset = preset or ("sharpen" if sharpened else "cpu")
+    if sharpened and start_from is None and not (run / "stage1.pt").exists():
+        start_from = models_dir()
     config = settings.preset(preset)
     distilled = stage in (StageName.recognizer, StageName.refiner)
     stages = (1, 2, 3) if stage is StageName.all else () if distilled else (int(stage.value),)
@@ -165,6 +183,9 @@ def train(
     if distilled:
         _distil(stage, data_folder, surrogates, cache, run, max_minutes, config.seed, bars.progress)
         return
+    if 1 in stages:
+        for line in check_labels(data_folder):
+            typer.echo(line, err=True)
     place = join(device.value)
     surrogates = [surrogate.to(place.device) for surrogate in surrogates]
     portraits = target or models_dir() / "targets"
@@ -185,11 +206,20 @@ def train(
         )
     validation = None
     if place.first and stages != (1,):
-        validation = open_validation(prepared, recognizer_folder, surrogates, config)
-    run_stages(
-        stages, prepared.training, surrogates, config, place, run, bars.stage, validation=validation, resume=resume,
-        start_from=start_from, say=lambda line: typer.echo(line, err=True), recognizers=own,
-    )  # fmt: skip
+        validation = open_validation(
+            prepared, recognizer_folder, surrogates, config, place.choice, built_in=sharpened
+        )
+    try:
+        run_stages(
+            stages, prepared.training, surrogates, config, place, run, bars.stage, validation=validation, resume=resume,
+            start_from=start_from, say=lambda line: typer.echo(line, err=True), recognizers=own,
+        )  # fmt: skip
+    except (RuntimeError, MemoryError) as error:
+        failure = device_failure(error)
+        if failure is None:
+            raise
+        hint = "take a preset with a smaller batch" if "memory" in failure.message else failure.hint
+        raise TrainingError(failure.message, f"{hint}; --resume goes on from the last checkpoint") from error
     if place.first:
         typer.echo(f"done: {run}. Next: emask export {run}")
 
@@ -220,8 +250,10 @@ class _Bars:
         bar = tqdm(total=100, desc=f"stage {number}", bar_format=shape, disable=None)
 
         def report(share: float, line: str) -> None:
+            if not bar.disable and bar.n == bar.initial == 0:  # what an earlier run did took this one no time
+                bar.initial = bar.n = min(100.0, 100 * share)
             bar.update(min(100.0, 100 * share) - bar.n)
-            bar.write(line)
+            bar.write(line, file=sys.stderr)
             if share >= 1:
                 bar.close()
 

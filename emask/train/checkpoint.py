@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ def save(
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise TrainingError(f"cannot write {path}: {error}", hint) from error
+
+
+def room_for(path: Path, size: int) -> None:
+    """Refuse to begin what could not be kept: the next checkpoint is written beside the one before.
+
+    Args:
+        path: of the checkpoint; its folder exists.
+        size: of one checkpoint, in bytes, roughly.
+
+    Raises:
+        TrainingError: the disk has no room for one.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise TrainingError(
+            f"a checkpoint takes {size / 2**20:.0f} MiB, and the disk of {path.parent} has {free / 2**20:.0f} free",
+            "free some space, or name another folder with --run",
+        )
 
 
 def load(path: Path, hint: str) -> dict[str, Any]:

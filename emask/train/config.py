@@ -80,6 +80,8 @@ class TrainConfig:
         batch: crops a step and process.
         lr: peak learning rates of stages 1, 2 and 3 (Adam); each warms up over 2% and falls to a tenth along a cosine.
         constant_lr: neither warm-up nor fall.
+        trained_lr: factor on the learning rates of stages 1 and 2 for weights that are trained already (`climbed`).
+        trained_phase: the phase that such weights begin with; None for the first with as many people as any.
         critic_steps: steps of critic and classifier for one of the editor in stage 1.
         critic_every: stage 2 trains its critic once in so many steps.
         robust: radius of the changes that stage 1's classifier learns to see through, L2 in [-1, 1] units over a crop.
@@ -98,7 +100,7 @@ class TrainConfig:
         clean: share of stage 3's crops that carry no mask: erasing must leave a clean face alone.
         refined: share of stage 3's steps on refined masks; 0 for the generator's alone.
         refine_every: stage 3 refines the masks of a batch once in so many steps.
-        replay: how many refined masks stage 3 keeps to train on; the oldest go.
+        replay: how many refined masks stage 3 keeps to train on, times the number of processes; the oldest go.
         bf16: autocast to bfloat16.
         watch: minutes between curves, sample pictures and validation; 0 only at a stage's end.
         validate: people whose photos leave training and serve validation; 0 for none.
@@ -112,6 +114,8 @@ class TrainConfig:
     batch: int = 16
     lr: tuple[float, float, float] = (1e-3, 1e-3, 1e-3)
     constant_lr: bool = False
+    trained_lr: float = 1.0
+    trained_phase: int | None = None
     critic_steps: int = 1
     critic_every: int = 4
     robust: float = 4.0
@@ -121,7 +125,9 @@ class TrainConfig:
     attack: str = "ensemble"
     primaries: str = "one"
     inner_lr: float = 0.01
-    noise: tuple[str, ...] = ("jpeg-codec", "resize", "noise", "blur", "brightness", "contrast", "misalignment")
+    noise: tuple[str, ...] = (
+        "jpeg-codec", "resize", "noise", "blur", "brightness", "contrast", "misalignment", "crop",
+    )  # fmt: skip
     weights: Weights = field(default_factory=Weights)
     phases: tuple[Phase, ...] = (Phase(1.0, 8, 100_000, 0.65, 9.5, True),)
     eps: float = 9.5
@@ -147,6 +153,9 @@ class TrainConfig:
         if not 0 <= self.refined <= 1 or self.refine_every < 1 or self.replay < 1:
             said = f"refined {self.refined:g}, refine_every {self.refine_every}, replay {self.replay}"
             raise UsageError(f"{said}: these cannot be", "refined is a share, the other two are at least 1")
+        if self.trained_phase is not None and not 0 <= self.trained_phase < len(self.phases):
+            hint = "they are counted from 0"
+            raise UsageError(f"trained_phase is {self.trained_phase}, of {len(self.phases)} phases", hint)
         ends = [0.0, *(phase.until for phase in self.phases)]
         if ends[-1] != 1.0 or any(before >= end for before, end in zip(ends, ends[1:], strict=False)):
             raise UsageError(f"phases end at {ends[1:]}", "let their `until` ascend to 1.0, the end of the stage")
@@ -224,10 +233,18 @@ def without_curriculum(config: TrainConfig) -> TrainConfig:
 
 
 def climbed(config: TrainConfig) -> TrainConfig:
-    """The curriculum for weights that have been through it: it begins where all people have become targets."""
-    most = max(phase.people for phase in config.phases)
-    first = next(number for number, phase in enumerate(config.phases) if phase.people == most)
-    before = config.phases[first - 1] if first else None
+    """The settings for weights that have been through the curriculum: they begin late in it, at smaller learning rates.
+
+    Where the preset does not say with which phase, they begin where all people have become targets.
+    """
+    number = config.trained_phase
+    if number is None:
+        most = max(phase.people for phase in config.phases)
+        number = next(number for number, phase in enumerate(config.phases) if phase.people == most)
+    before = config.phases[number - 1] if number else None
     done = before.until if before else 0.0
-    phases = tuple(replace(p, until=(p.until - done) / (1 - done)) for p in config.phases[first:])
-    return replace(config, phases=phases, eps=before.eps if before else config.eps)
+    phases = tuple(replace(p, until=(p.until - done) / (1 - done)) for p in config.phases[number:])
+    first, second, third = config.lr
+    lr = (first * config.trained_lr, second * config.trained_lr, third)
+    eps = before.eps if before else config.eps
+    return replace(config, phases=phases, eps=eps, lr=lr, trained_lr=1.0, trained_phase=None)

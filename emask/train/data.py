@@ -21,12 +21,14 @@ from emask.errors import ImageError, TrainingError
 from emask.face.align import CROP, align, estimate
 from emask.face.detect import Detector, main_face
 from emask.images import load_photo
+from emask.paths import PHOTO_SUFFIXES
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 # Folds of lfw_pairs.txt (1-based) whose people no training sees.
 TEST_FOLDS = (9, 10)
 # Of photos without a person folder (FFHQ), every tenth is kept out of training.
 FLAT_TEST_EVERY = 10
+# In a folder of crops that are aligned already: their size, and who is kept out.
+PACKED = "packed.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def find_photos(data: Path) -> list[Path]:
 
 def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
     """The person and the test flag of each photo. A person is a folder that holds only that person's photos."""
+    packed = held_out_of_packed(data)
     pairs = data / "lfw_pairs.txt"
     held_out = pairs_people(pairs) if pairs.exists() else set()
     people, test = [], []
@@ -99,6 +102,8 @@ def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
             people.append(str(photo.relative_to(data)))
             test.append(flat_seen % FLAT_TEST_EVERY == 0)
             flat_seen += 1
+    if packed is not None:  # photos without a face are not among these, so that counting would choose others
+        test = [photo.relative_to(data).as_posix() in packed for photo in photos]
     return people, test
 
 
@@ -119,7 +124,9 @@ def read_photos(photos: Sequence[Path], say: Callable[[str], object] = tell) -> 
     return read
 
 
-def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Crops:
+def load_crops(
+    data: Path, cache: Path, progress: Callable[[int, int], None] | None = None, device: str = "auto"
+) -> Crops:
     """The packed crops of a data folder, made on first use and kept in `cache`.
 
     Photos that cannot be read are left out, and named on standard error every time.
@@ -128,6 +135,7 @@ def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | N
         data: folder of photos.
         cache: folder for the packed file; its name carries a fingerprint of the photo list and the crop size.
         progress: called with (photos done, photos).
+        device: where faces are looked for, "auto", "cuda" or "cpu".
 
     Raises:
         TrainingError: when the folder holds no photo, or no photo a face.
@@ -136,30 +144,69 @@ def load_crops(data: Path, cache: Path, progress: Callable[[int, int], None] | N
     if not photos:
         raise TrainingError(f"no photos in {data}", "give a folder of .jpg, .png or .webp files with --data")
     listing = "\n".join(f"{p.relative_to(data)} {p.stat().st_size}" for p in photos)
-    stem = hashlib.sha256(f"{CROP}\n{listing}".encode()).hexdigest()[:16]
+    packed = "" if held_out_of_packed(data) is None else f"{PACKED}\n"
+    stem = hashlib.sha256(f"{CROP}\n{packed}{listing}".encode()).hexdigest()[:16]
     pixels_file, index_file = cache / f"{stem}.npy", cache / f"{stem}.json"
     if not index_file.exists():
-        _pack(data, photos, pixels_file, index_file, progress)
+        _pack(data, photos, pixels_file, index_file, progress, device)
     index = json.loads(index_file.read_text(encoding="utf-8"))
     for line in index.get("left_out", []):  # an older version kept none
         tell(line)
     if not index["names"]:
         raise TrainingError(f"no face found in the {len(photos)} photos of {data}")
-    people, person_ids = np.unique(index["people"], return_inverse=True)
-    del people
+    # not kept beside the crops: who is held out follows the pairs file as it is now
+    people, test = split(data, photos)
+    place = {str(photo.relative_to(data)): number for number, photo in enumerate(photos)}
+    rows = [place[name] for name in index["names"]]
     return Crops(
         pixels=np.load(pixels_file, mmap_mode="r"),
-        people=person_ids.astype(np.int64),
+        people=np.unique([people[row] for row in rows], return_inverse=True)[1].astype(np.int64),
         names=index["names"],
-        test=np.array(index["test"], bool),
+        test=np.array([test[row] for row in rows], bool),
     )
 
 
+def held_out_of_packed(data: Path) -> set[str] | None:
+    """Photos kept out of all training in a folder whose pictures are aligned crops already (`emask.train.pack`).
+
+    Returns:
+        Their paths below the folder, with slashes; None for a folder of photos.
+
+    Raises:
+        TrainingError: its list is damaged, or its crops are of another size than this version's.
+    """
+    try:
+        content = json.loads((data / PACKED).read_text(encoding="utf-8"))
+        size, held_out = content["size"], set(content["held_out"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{data / PACKED} is damaged", "pack the photos again") from error
+    if size != CROP:
+        raise TrainingError(f"{data} holds crops of {size} pixels, not {CROP}", "pack the photos again")
+    return held_out
+
+
+def _aligned(detector: Detector) -> Callable[[Sequence[np.ndarray]], list[np.ndarray | None]]:
+    def crops(images: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        faces = [main_face(found, image.shape) for image, found in zip(images, detector.detect(images), strict=True)]
+        return [
+            None if face is None else align(image, estimate(face.points))
+            for image, face in zip(images, faces, strict=True)
+        ]
+
+    return crops
+
+
+def _aligned_before(images: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+    return [image if image.shape == (CROP, CROP, 3) else None for image in images]
+
+
 def _pack(
-    data: Path, photos: list[Path], pixels_file: Path, index_file: Path, progress: Callable[[int, int], None] | None
-) -> None:
-    detector = Detector()
-    people, test = split(data, photos)
+    data: Path, photos: list[Path], pixels_file: Path, index_file: Path,
+    progress: Callable[[int, int], None] | None, device: str,
+) -> None:  # fmt: skip
+    found_in = _aligned_before if held_out_of_packed(data) is not None else _aligned(Detector(device))
     pixels_file.parent.mkdir(parents=True, exist_ok=True)
     crops, kept = [], []
     left_out: list[str] = []
@@ -167,13 +214,11 @@ def _pack(
     for start in range(0, len(photos), step):
         images = enumerate(read_photos(photos[start : start + step], left_out.append), start)
         readable = [(number, image) for number, image in images if image is not None]
-        found = detector.detect([image for _, image in readable])
-        for (number, image), faces in zip(readable, found, strict=True):
-            face = main_face(faces, image.shape)
-            if face is None:
-                continue
-            crops.append(align(image, estimate(face.points)))
-            kept.append(number)
+        found = found_in([image for _, image in readable])
+        for (number, _), crop in zip(readable, found, strict=True):
+            if crop is not None:
+                crops.append(crop)
+                kept.append(number)
         if progress:
             progress(min(start + step, len(photos)), len(photos))
     partial = pixels_file.with_suffix(".partial.npy")
@@ -181,8 +226,6 @@ def _pack(
     partial.replace(pixels_file)
     index = {
         "names": [str(photos[i].relative_to(data)) for i in kept],
-        "people": [people[i] for i in kept],
-        "test": [test[i] for i in kept],
         "left_out": left_out,
     }
     partial = index_file.with_suffix(".partial")

@@ -34,6 +34,25 @@ class Draws:
         """(batch, *shape) float32 of a standard normal distribution, as `uniform`."""
         return self._part(torch.randn(batch * self.world, *shape, generator=self._generator))
 
+    def normal_like(self, rows: Tensor) -> Tensor:
+        """Numbers as `normal` gives, one for each of this process's `rows`, on their device and of their type.
+
+        On a GPU they are drawn there: millions that come from the CPU would keep it waiting.
+        """
+        if rows.device.type == "cpu":
+            return self.normal(*rows.shape).to(rows.dtype)
+        return self._normal_on(rows.device, *rows.shape).to(rows.dtype)
+
+    def _normal_on(self, device: torch.device, batch: int, *shape: int) -> Tensor:
+        """As `normal`, drawn on a device; what is drawn follows from where this source stands, and moves it on."""
+        source = self._source_on(device)
+        return self._part(torch.randn(batch * self.world, *shape, generator=source, device=device))
+
+    def _source_on(self, device: torch.device) -> torch.Generator:
+        """A source on a device that begins with a seed of this one, so that `state` needs to know of this one only."""
+        seed = int(torch.randint(2**62, (1,), generator=self._generator))
+        return torch.Generator(device).manual_seed(seed)
+
     def shared(self, count: int = 1) -> list[float]:
         """`count` numbers in [0, 1) that all processes agree on: what holds for a batch as a whole."""
         return [float(value) for value in torch.rand(count, generator=self._generator)]

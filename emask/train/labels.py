@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from emask.attributes import ATTRIBUTES
 from emask.errors import TrainingError
 from emask.nets.discriminator import Classifier
-from emask.train.data import Crops
+from emask.train.data import Crops, find_photos
 from emask.train.distill import to_float
 
 # Smallest share of photos that an attribute with graded scores is on in, or off in.
@@ -41,10 +42,23 @@ def from_scores(scores: np.ndarray) -> np.ndarray:
     return labels
 
 
+def check_labels(data: Path) -> list[str]:
+    """Look at a data folder's labels before faces are looked for.
+
+    Returns:
+        What a user should know, in lines: files that are left out, or that there are no labels.
+
+    Raises:
+        TrainingError: as `read_labels`.
+    """
+    tables, lines = _read_tables(data, {photo.name for photo in find_photos(data)})
+    return lines if tables else [*lines, "no labels: stage 1 learns to rebuild faces, but to change no attribute"]
+
+
 def read_labels(data: Path, crops: Crops) -> Tensor:
     """(N, 13) float32 labels in [-1, 1] from CSV files in CelebA's columns (-1 and 1, or scores 0..1); 0 unknown.
 
-    Every `*attributes*.csv` of the data folder that has all columns is read; photos are matched by file name.
+    Every `*attr*.csv` of the data folder that has all columns is read; photos are matched by file name.
 
     Raises:
         TrainingError: a value that is no label, or a file none of whose names is a photo: without this, training would
@@ -54,17 +68,7 @@ def read_labels(data: Path, crops: Crops) -> Tensor:
     for index, name in enumerate(crops.names):
         rows_of.setdefault(Path(name).name, []).append(index)
     values = torch.zeros(len(crops), len(ATTRIBUTES))
-    for path in sorted(data.glob("*attributes*.csv")):
-        table = _read_table(path)
-        if table is None:
-            continue
-        if not rows_of.keys() & table.keys():
-            named = f", not {next(iter(table))!r}" if table else ""
-            raise TrainingError(
-                f"labels that don't match: none of the {len(table)} photos named in {path} is a face found in {data}",
-                f"its first column must hold file names such as {Path(crops.names[0]).name!r}{named};"
-                " or take the file out of the folder",
-            )
+    for table in _read_tables(data, rows_of.keys())[0]:
         # each file by itself: one may count from 0 to 1 and another have -1 and 1
         signed = any(value < 0 for row in table.values() for value in row)
         rows = np.array(list(table.values()))
@@ -72,6 +76,29 @@ def read_labels(data: Path, crops: Crops) -> Tensor:
             if name in rows_of:
                 values[rows_of[name]] = row
     return values
+
+
+def _read_tables(data: Path, photos: AbstractSet[str]) -> tuple[list[dict[str, list[float]]], list[str]]:
+    """The tables of a data folder, and a line about each file that is none.
+
+    Args:
+        photos: file names; each table has to name one of them.
+    """
+    tables, left_out = [], []
+    for path in sorted(data.glob("*attr*.csv")):
+        table = _read_table(path)
+        if table is None:
+            left_out.append(f"left out: {path} lacks one of the columns {', '.join(ATTRIBUTES)}")
+            continue
+        if not photos & table.keys():
+            named = f", not {next(iter(table))!r}" if table else ""
+            example = f" such as {min(photos)!r}" if photos else ""
+            raise TrainingError(
+                f"labels that don't match: none of the {len(table)} photos named in {path} is a face found in {data}",
+                f"its first column must hold file names{example}{named}; or take the file out of the folder",
+            )
+        tables.append(table)
+    return tables, left_out
 
 
 def _read_table(path: Path) -> dict[str, list[float]] | None:

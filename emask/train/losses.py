@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from emask.train.draws import Draws
+from emask.train.place import send
 
 
 def cosine_rows(x: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def roughness(change: Tensor, crop: Tensor) -> Tensor:
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, draws: Draws) -> Tensor:
     """WGAN-GP (Gulrajani et al. 2017): (||grad critic(x)||_2 - 1)^2 between real and fake images."""
-    share = draws.uniform(real.shape[0], 1, 1, 1).to(real)
+    share = send(draws.uniform(real.shape[0], 1, 1, 1), real)
     between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (grad.flatten(1).norm(dim=1) - 1).square().mean()

@@ -14,6 +14,7 @@ from emask.nets.restorer import Restorer
 from emask.train import losses
 from emask.train.dataset import Batch
 from emask.train.noise import Redetection, distort
+from emask.train.place import send
 from emask.train.stage import Setting, Stage
 from emask.train.targets import TargetDraw
 
@@ -75,7 +76,7 @@ class MaskingStage(Stage):
             which = torch.tensor(_EDITABLE)[(draw[:, 0] * len(_EDITABLE)).long()]
             value = torch.where(draw[:, 1] < 0.5, -1.0, 1.0) * (draw[:, 2] < config.edits)
             b = a.scatter(1, which[:, None], value[:, None])
-        a, b, w, budgets = (x.to(place.device, non_blocking=True) for x in (a, b, w, budgets))
+        a, b, w, budgets = (send(x, place.device) for x in (a, b, w, budgets))
         sources = [rows[indices] for rows in self.data.surrogate]
         aim = place.part(aim)
         target, wanted = aim[:, :EMBEDDING], [place.part(rows) for rows in wanted]

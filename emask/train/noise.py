@@ -1,14 +1,16 @@
-"""The noise pool: what a photo goes through between the generator and whoever reads it.
+"""The noise pool: what a photo goes through between the generator and whoever reads it, as training sees it.
 
-One set of objects serves training (strength sampled) and evaluation (strength given). Strength 0 is the identity,
-1 the worst that training meets. Images are (B, 3, S, S) float32 RGB in [-1, 1], on any device.
+Strength 0 is the identity, 1 the worst that training meets. Images are (B, 3, S, S) float32 RGB in [-1, 1], on any
+device. Evaluation has operations of its own (`emask.handling`): those work on whole photos as files, by the codecs and
+filters of real programs, before a face is found; these on batches of crops, and hand a gradient back.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from emask.errors import UsageError
 from emask.train.draws import Draws
+from emask.train.place import send
 
 # The quantisation tables of ITU-T T.81, annex K (tables K.1 and K.2), which libjpeg scales to a quality.
 LUMINANCE = (
@@ -61,7 +64,13 @@ def quality_at(strength: float) -> int:
 
 def _symmetric(limit: float, like: Tensor, draws: Draws) -> Tensor:
     """(B, 1, 1, 1), per sample uniform in [-limit, limit], on the device of `like` (B, C, H, W)."""
-    return (limit * (2 * draws.uniform(like.shape[0], 1, 1, 1) - 1)).to(like)
+    return send(limit * (2 * draws.uniform(like.shape[0], 1, 1, 1) - 1), like)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(device: torch.device, dtype: torch.dtype, make: Callable[..., Tensor], *args: object) -> Tensor:
+    """make(*args) on a device, where it stays: it need not travel there in every step."""
+    return send(make(*args).to(dtype), device)
 
 
 def _soft_round(x: Tensor) -> Tensor:
@@ -108,11 +117,11 @@ def approximate_jpeg(image: Tensor, quality: int, exact: bool = False) -> Tensor
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     chroma = whole(torch.stack([(blue - luma) / 1.772, (red - luma) / 1.402], 1))
     luma = whole(luma[:, None] - 128)
-    cosines = _cosines().to(image)
+    cosines = _constant(image.device, image.dtype, _cosines)
 
     def coded(planes: Tensor, table: tuple[tuple[int, ...], ...]) -> Tensor:
         """(B, C, h, w) planes, quantised in blocks of 8 x 8."""
-        step = _quantisation(table, quality).to(image)
+        step = _constant(image.device, image.dtype, _quantisation, table, quality)
         blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (B, C, h/8, w/8, 8, 8)
         levels = cosines @ blocks @ cosines.T / step
         levels = levels.round() if exact else _soft_round(levels)
@@ -146,7 +155,7 @@ class Jpeg:
 class Codec:
     """A real codec, quality 95 at strength near 0 down to 40 at 1; its gradient is passed straight through.
 
-    The codec is Pillow's: images on another device travel to the CPU and back, and wait for it.
+    The codec is Pillow's: images on another device travel to the CPU and back, and that device waits for it.
     """
 
     name: str = "jpeg-codec"
@@ -162,7 +171,7 @@ class Codec:
             buffer = io.BytesIO()
             Image.fromarray(np.ascontiguousarray(crop)).save(buffer, self.format, quality=quality_at(strength))
             decoded.append(np.asarray(Image.open(buffer)))
-        coded = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).to(image) / 127.5 - 1
+        coded = send(torch.from_numpy(np.stack(decoded)), image.device).permute(0, 3, 1, 2).to(image) / 127.5 - 1
         return [image + (coded - image).detach(), *others]
 
 
@@ -192,8 +201,7 @@ class GaussianNoise:
         if strength == 0:
             return list(images)
         image, *others = images
-        noise = draws.normal(*image.shape).to(image)
-        return [(image + 0.1 * strength * noise).clamp(-1, 1), *others]
+        return [(image + 0.1 * strength * draws.normal_like(image)).clamp(-1, 1), *others]
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ class Blur:
         if strength == 0:
             return list(images)
         image, *others = images
-        offsets = torch.arange(-4, 5, dtype=torch.float32)
+        offsets = torch.arange(-4, 5, dtype=torch.float32, device=image.device)
         kernel = torch.exp(-offsets.square() / (2 * (1.5 * strength) ** 2))
         kernel = (kernel / kernel.sum()).to(image)
         x = nn.functional.pad(image, (4, 4, 4, 4), mode="replicate")
@@ -296,8 +304,8 @@ def moved(
     """Images moved alike about their middle, border pixels repeated; each number (B, 1, 1), a side being 2 long."""
     first = images[0]
     # not affine_grid: its matrix product may run in half precision, and a pixel is 0.01 of a side
-    y = ((2 * torch.arange(first.shape[-2]) + 1) / first.shape[-2] - 1).to(first).view(1, -1, 1)
-    x = ((2 * torch.arange(first.shape[-1]) + 1) / first.shape[-1] - 1).to(first).view(1, 1, -1)
+    y, x = (((2 * torch.arange(n, device=first.device) + 1) / n - 1).to(first) for n in first.shape[-2:])
+    y, x = y.view(1, -1, 1), x.view(1, 1, -1)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     grid = torch.stack([cos * x - sin * y + right, sin * x + cos * y + down], -1)  # (B, H, W, 2)
     return [nn.functional.grid_sample(image, grid, mode, "border", align_corners=False) for image in images]
@@ -349,7 +357,7 @@ class Crop:
         left, right, top, bottom = pixels.unsqueeze(-1).unbind(1)
         columns = torch.arange(width).clamp(min=left).minimum(width - 1 - right).view(batch, 1, 1, width)
         rows = torch.arange(height).clamp(min=top).minimum(height - 1 - bottom).view(batch, 1, height, 1)
-        columns, rows = columns.to(images[0].device), rows.to(images[0].device)
+        columns, rows = send(columns, images[0].device), send(rows, images[0].device)
         return [torch.take_along_dim(torch.take_along_dim(image, rows, 2), columns, 3) for image in images]
 
 
@@ -377,7 +385,7 @@ class Redetection:
         if strength == 0:
             return list(images)
         first = images[0]
-        normal = strength * draws.normal(len(first), 4, 1, 1).to(first)
+        normal = strength * send(draws.normal(len(first), 4, 1, 1), first)
         angle, zoom, right, down = normal.unbind(1)
         shift = 2 * self.shift / 128
         angle, zoom = math.radians(self.degrees) * angle, (self.zoom * zoom).exp()

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emask.errors import TrainingError
+from emask.errors import TrainingError, first_line
 from emask.face.align import CROP, INNER, align, estimate
 from emask.images import load_photo
 from emask.nets.recognizer import EMBEDDING
+from emask.recognize.cards import Card
 from emask.train.config import TrainConfig
 from emask.train.data import Crops, load_crops
 from emask.train.dataset import TrainingSet
 from emask.train.distill import to_float
 from emask.train.labels import read_labels
 from emask.train.place import Place
-from emask.train.surrogates import Surrogate, SurrogateCard, read_cards
+from emask.train.surrogates import FACENETS, FaceNet, Surrogate, read_cards
 from emask.train.validation import FAR, Validation, choose_people
 from emask.weights import refiner_path, sha256, shipped_path
 
@@ -32,29 +33,50 @@ CPU = Place()
 
 
 def open_surrogates(folder: Path, names: list[str] | None, least: int = 2) -> list[Surrogate]:
-    """The named recognizers of a folder as differentiable surrogates; without names, those of fold A.
+    """The named recognizers of a folder, or of FACENETS, as differentiable surrogates; without names, those of fold A.
 
     Args:
         least: how many there have to be.
 
     Raises:
-        TrainingError: unknown names, too few surrogates, or one that gives no gradient.
+        ModelError: the folder's cards are missing or damaged.
+        TrainingError: unknown names, too few surrogates, one that cannot be rebuilt, or that gives no gradient.
     """
     cards = read_cards(folder)
     if not names:
         names = [name for name, card in cards.items() if card.fold == DEFAULT_FOLD]
-    unknown = [name for name in names if name not in cards]
+    names = list(dict.fromkeys(names))  # one named twice is one
+    known = [*cards, *FACENETS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise TrainingError(f"no recognizer named {', '.join(unknown)} in {folder}", f"there are: {', '.join(cards)}")
+        raise TrainingError(f"no recognizer named {', '.join(unknown)} in {folder}", f"there are: {', '.join(known)}")
     if len(names) < least:
         raise TrainingError("a mask trained on one surrogate fools only that one", "name two or more surrogates")
-    surrogates = [Surrogate(cards[name]).eval() for name in names]
-    for surrogate in surrogates:
-        probe = torch.zeros(1, 3, CROP, CROP, requires_grad=True)
+    return [_opened(cards.get(name), name) for name in names]
+
+
+def _opened(card: Card | None, name: str) -> Surrogate:
+    """A surrogate that has been seen to give a gradient."""
+    if card is None:
+        surrogate: Surrogate = FaceNet(name).eval()
+    elif not card.file.is_file():
+        raise TrainingError(f"{card.file} does not exist", "leave it out with --surrogate")
+    else:
+        try:
+            surrogate = Surrogate(card).eval()
+        except Exception as error:  # the reader and the converter raise many classes of their own
+            reason = first_line(error)
+            hint = "leave it out: name others with --surrogate"
+            raise TrainingError(f"PyTorch cannot rebuild {card.file.name}: {reason}", hint) from error
+    probe = torch.zeros(1, 3, CROP, CROP, requires_grad=True)
+    try:
         surrogate(probe)[0, 0].backward()
-        if probe.grad is None or not bool(probe.grad.abs().sum() > 0):
-            raise TrainingError(f"{surrogate.card.name} gives no gradient", "leave it out with --surrogate")
-    return surrogates
+        reason = ""
+    except Exception as error:
+        reason = f": {first_line(error)}"
+    if probe.grad is None or not bool(probe.grad.abs().sum() > 0):
+        raise TrainingError(f"{name} gives no gradient{reason}", "leave it out: name others with --surrogate")
+    return surrogate
 
 
 def open_recognizers(config: TrainConfig, place: Place) -> list[Surrogate]:
@@ -69,7 +91,7 @@ def open_recognizers(config: TrainConfig, place: Place) -> list[Surrogate]:
         return []
     grey = (127.5, 127.5, 127.5)  # their input is in [-1, 1], as the crops are
     files = [file for file in (shipped_path("recognizer"), refiner_path()) if file is not None]
-    cards = [SurrogateCard(f"emask, {file.stem}", file, (INNER, INNER), grey, grey) for file in files]
+    cards = [Card(f"emask, {file.stem}", file, size=(INNER, INNER), mean=grey, std=grey) for file in files]
     return [Surrogate(card).eval().to(place.device) for card in cards]
 
 
@@ -103,7 +125,7 @@ def _cached(path: Path, make: Callable[[], list[Tensor]]) -> list[Tensor]:
     return tensors
 
 
-def target_crops(portraits: Path) -> tuple[list[str], np.ndarray]:
+def target_crops(portraits: Path, device: str = "auto") -> tuple[list[str], np.ndarray]:
     """Names and (T, S, S, 3) uint8 crops of the targets in a folder of portraits, or in one photo.
 
     Raises:
@@ -116,7 +138,7 @@ def target_crops(portraits: Path) -> tuple[list[str], np.ndarray]:
         raise TrainingError(f"no built-in targets in {portraits}", "make some: python -m emask.train.synthetic")
     pictures = [load_photo(file).pixels for file in files]
     crops = []
-    for file, picture, faces in zip(files, pictures, Detector().detect(pictures), strict=True):
+    for file, picture, faces in zip(files, pictures, Detector(device).detect(pictures), strict=True):
         if not faces:
             raise TrainingError(f"no face found in {file}", "a target's photo shows one person, sharp and frontal")
         if len(faces) > 1:
@@ -145,7 +167,7 @@ def embedded_crops(
     def part(what: str) -> Callable[[int, int], None]:
         return lambda done, count: progress(what, done, count) if progress else None
 
-    crops = load_crops(data, cache, part("finding faces"))
+    crops = load_crops(data, cache, part("finding faces"), place.choice)
     keep = np.flatnonzero(~crops.test)
     if not len(keep):
         raise TrainingError(f"every photo of {data} belongs to people kept for tests")
@@ -160,7 +182,8 @@ def _embedded(
 ) -> list[Tensor]:  # fmt: skip
     """As `embed_crops`, kept in the cache under a name made of what went in."""
     photos = hashlib.sha256(pixels.data).hexdigest()[:12]
-    who = hashlib.sha256(" ".join(sha256(s.card.file) for s in networks).encode()).hexdigest()[:8]
+    fed = [f"{sha256(s.card.file)} {s.card.size} {s.card.mean} {s.card.std}" for s in networks]
+    who = hashlib.sha256(f"{bf16} {fed}".encode()).hexdigest()[:8]
     path = cache / f"embeddings-{photos}-{who}.pt"
     return _cached(path, lambda: embed_crops(networks, pixels, bf16, progress, place))
 
@@ -204,7 +227,7 @@ def prepare(
     """
     from emask.recognize import load_recognizer
 
-    targets = target_crops(portraits)[1]  # first, since a wrong photo is soon found out
+    targets = target_crops(portraits, place.choice)[1]  # first, since a wrong photo is soon found out
     if not place.first:
         place.agree(0.0)  # the first process fills the cache, the others read it
     crops, keep, pixels, embedded = embedded_crops(data, surrogates, cache, config.bf16, place, progress)
@@ -217,7 +240,7 @@ def prepare(
     aims = _embedded(others, pixels, cache, config.bf16, place, told) if others else []
     if place.first:
         place.agree(0.0)
-    recognizer = load_recognizer(None)
+    recognizer = load_recognizer(None, place.choice)
     identity = torch.cat([torch.from_numpy(recognizer.embed(pixels)), *aims], 1)
     target_aims = embed_crops(others, targets, False, None, place)
     labels = read_labels(data, crops)[torch.from_numpy(keep)]
@@ -246,23 +269,28 @@ def prepare(
 
 
 def open_validation(
-    prepared: Prepared, folder: Path, surrogates: Sequence[Surrogate], config: TrainConfig
-) -> Validation | None:
+    prepared: Prepared, folder: Path, surrogates: Sequence[Surrogate], config: TrainConfig, device: str = "auto",
+    built_in: bool = False,
+) -> Validation | None:  # fmt: skip
     """Validation by the recognizers of a folder that are no surrogates and whose cards have a threshold.
 
     None where there is no such recognizer, or there are no people. Against people no training has had as targets, by
     another photo of them; where the curriculum ends with built-in targets alone, against the first of these, as many
     as it has, by their one photo.
+
+    Args:
+        device: where the recognizers look, "auto", "cuda" or "cpu".
+        built_in: against the built-in targets in any case, or the one that was named in their place.
     """
     from emask.recognize import load_folder, rate_key
 
     used = {surrogate.card.name for surrogate in surrogates}
-    others = load_folder(folder, [name for name in read_cards(folder) if name not in used])
+    others = load_folder(folder, [name for name in read_cards(folder) if name not in used], device)
     judges = [recognizer for recognizer in others if rate_key(FAR) in recognizer.thresholds]
     if not judges or not len(prepared.validation_targets):
         return None
     last = config.phases[-1]
-    if not last.people or not last.share:
+    if built_in or not last.people or not last.share:
         targets = prepared.built_in[: last.built_in]
         identity = prepared.training.target_identity[: last.built_in, :EMBEDDING]
         return Validation(prepared.validation, judges, identity, np.stack([targets, targets], axis=1))

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from emask.errors import TrainingError, UsageError
 from emask.nets.blocks import fold_norms
 from emask.nets.discriminator import Discriminator
+from emask.paths import make_folder
 from emask.train.checkpoint import load
 from emask.train.config import TrainConfig
 from emask.train.dataset import TrainingSet
@@ -37,8 +39,9 @@ def check_before(
         force: checkpoints that are there may be lost.
 
     Raises:
-        TrainingError: the folder cannot be written, what the first stage or stage 2 begins with is not there, or
-            checkpoints would be lost: start_from whether forced or not.
+        TrainingError: what the first stage or stage 2 begins with is not there, or checkpoints would be lost:
+            start_from whether forced or not.
+        EmaskError: the folder cannot be written.
         ModelError: start_from holds a damaged model.
         UsageError: start_from without stage 2.
     """
@@ -48,14 +51,7 @@ def check_before(
         raise UsageError("--start-from is what stage 2 begins with", "leave it out, or train stage 2 as well")
     if start_from is not None:
         starting_weights(start_from)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process of this run may have been faster
-    except OSError as error:
-        reason = error.strerror or error
-        raise TrainingError(f"cannot write to {folder}: {reason}", "name another folder with --run") from error
+    make_folder(folder, "--run")
     lost = _lost(folder, stages, resume)
     if start_from is not None and any(path.samefile(start_from) for path in lost):
         raise TrainingError(f"{start_from} would be replaced on the way", "name another folder with --run")
@@ -178,6 +174,7 @@ def _mask_stage(
             raise TrainingError("nobody judges edits without stage 1", "run emask train --stage 1 first, or edits = 0")
         say("no stage1.pt in the run: the critic begins anew")
         weights = starting_weights(start_from)
+        torch.manual_seed(setting.config.seed)  # in all processes the same critic, whatever has been drawn before
         return MaskStage(setting, editor_from(weights), Discriminator(setting.config.net.attributes), weights)
     state = load(folder / "stage1.pt", NEEDS_STAGE_1)
     if "discriminator" not in state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from emask.train.config import TrainConfig
 from emask.train.dataset import Batch, Sampler, TrainingSet
 from emask.train.draws import Draws
 from emask.train.noise import Distortion, choose_pool
-from emask.train.place import Place
+from emask.train.place import Place, send
 from emask.train.surrogates import Surrogate
 
 
@@ -40,6 +41,12 @@ class Setting:
     recognizers: Sequence[nn.Module] = ()
 
 
+def _fingerprint(data: TrainingSet) -> str:
+    """Of the crops and their order, which a checkpoint's random numbers point into."""
+    few = data.pixels[:, ::32, ::32].cpu().numpy()
+    return hashlib.sha256(data.people.tobytes() + few.tobytes()).hexdigest()[:12]
+
+
 class Stage(ABC):
     """A stage of the training: networks, optimizers, and one step.
 
@@ -60,6 +67,7 @@ class Stage(ABC):
         self.sampler = Sampler(len(self.data), config.batch * place.world, seed)
         self.pool: tuple[Distortion, ...] = choose_pool(config.noise)
         self.step_count = 0
+        self._photos = _fingerprint(self.data)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -116,6 +124,21 @@ class Stage(ABC):
         """The weighted sum of terms; each name is a field of `Weights`."""
         return torch.stack([getattr(self.config.weights, name) * value for name, value in terms.items()]).sum()
 
+    def settings(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with what it goes on from: settings by name, and the photos.
+
+        How long it takes, how fast it learns and how often it is looked at may change on the way.
+        """
+        free = {"net", "minutes", "epochs", "steps", "limited", "lr", "trained_lr", "watch"}
+        kept = {name: value for name, value in self.config.to_dict().items() if name not in free}
+        return {**kept, "photos": self._photos}
+
+    def size(self) -> int:
+        """Bytes of a checkpoint, roughly: the networks, and two moments of what is trained."""
+        weights = [tensor for module in self.modules.values() for tensor in module.state_dict().values()]
+        trained = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
+        return sum(x.numel() * x.element_size() for x in [*weights, *trained, *trained])
+
     def extra(self) -> dict[str, Any]:
         """What a checkpoint holds besides networks, optimizers and random sources."""
         return {}
@@ -133,6 +156,7 @@ class Stage(ABC):
             "draws": self.draws.state(),
             "sampler": self.sampler.state(),
             "extra": self.extra(),
+            "settings": self.settings(),
             "step": self.step_count,
             "elapsed": elapsed,
         }
@@ -141,7 +165,7 @@ class Stage(ABC):
         """Go back to a checkpoint of this stage.
 
         Raises:
-            TrainingError: it is one of another version, or of networks of other sizes.
+            TrainingError: it is one of another version, of networks of other sizes, of other settings or other photos.
         """
         keys = {"config", *self.modules, "optimizers", "draws", "sampler", "extra", "step", "elapsed"}
         if not keys <= state.keys() or state["config"] != self.net.to_dict():
@@ -149,6 +173,15 @@ class Stage(ABC):
                 f"the run's stage{self.number}.pt is of other networks than this preset's",
                 "go on with the preset it began with, or begin anew without --resume",
             )
+        began, now = state.get("settings", {}), self.settings()  # an older version kept none
+        for name in began:
+            if began[name] != now.get(name):
+                short = all(isinstance(value, str | int | float) for value in (began[name], now.get(name)))
+                how = f" ({began[name]}, now {now.get(name)})" if short and name != "photos" else ""
+                raise TrainingError(
+                    f"the run's stage{self.number}.pt was begun with other {name}{how}",
+                    "go on with the settings it began with, or begin anew without --resume",
+                )
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
         for name, optimizer in self.optimizers.items():
@@ -161,6 +194,6 @@ class Stage(ABC):
     def crops(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """This process's part of a batch: (B,) int64 indices on the device and (B, 3, S, S) crops."""
         device = self.place.device
-        indices = self.place.part(torch.from_numpy(batch.indices)).to(device, non_blocking=True)
-        mirrored = self.place.part(torch.from_numpy(batch.mirrored)).to(device, non_blocking=True)
+        indices = send(self.place.part(torch.from_numpy(batch.indices)), device)
+        mirrored = send(self.place.part(torch.from_numpy(batch.mirrored)), device)
         return indices, self.data.crops(indices, mirrored)

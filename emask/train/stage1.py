@@ -15,6 +15,7 @@ from emask.train import losses
 from emask.train.dataset import Batch
 from emask.train.labels import pseudo_labels
 from emask.train.noise import distort
+from emask.train.place import send
 from emask.train.stage import Setting, Stage
 
 SAMPLES = 6  # faces in the sample picture
@@ -80,8 +81,9 @@ class EditingStage(Stage):
         self.optimize("critic", self.critic_parameters, (0.5, 0.999))
         self.seen_through = tuple(distortion for distortion in self.pool if distortion.name in SEEN_THROUGH)
         self.labels = self.data.labels
-        self.labelled_all = False
         known = self.labels != 0
+        # of no labels at all nothing is learned that others could be given by
+        self.labelled_all = not bool(known.any())
         # how often each attribute is on; one that always is, or never, cannot be balanced
         self.on = ((self.labels > 0).sum(0) / known.sum(0).clamp(min=1)).clamp(0.02, 0.98)
 
@@ -98,8 +100,8 @@ class EditingStage(Stage):
 
         Zeros come to mean "as it is", so that one attribute can be asked for alone.
         """
-        kind = self.draws.uniform(len(labels), 1).to(labels)
-        each = self.draws.uniform(*labels.shape).to(labels)
+        kind = send(self.draws.uniform(len(labels), 1), labels)
+        each = send(self.draws.uniform(*labels.shape), labels)
         return labels * torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, 0.0, (each < 0.5).to(labels.dtype)))
 
     def wanted(self, labels: Tensor) -> Tensor:
@@ -108,16 +110,17 @@ class EditingStage(Stage):
         Other photos' labels are AttGAN's way. But rare attributes are hardly ever on in them, and a user asks for few:
         so one, and in half of the crops a second, is switched on or off, the others being zeros, "as it is".
         """
-        count = len(labels)
-        kind, second, values = (self.draws.uniform(count, n).to(labels) for n in (1, 1, 2))
-        which = (self.draws.uniform(count, 2) * labels.shape[1]).long().to(labels.device)
+        count, attributes = labels.shape
+        kind, second, values = (self.draws.uniform(count, n) for n in (1, 1, 2))
+        which = (self.draws.uniform(count, 2) * attributes).long()
         values = torch.where(values < 0.5, -1.0, 1.0)
         values[:, 1:] *= second < 0.5
-        asked = torch.zeros_like(labels).scatter(1, which[:, 1:], values[:, 1:]).scatter(1, which[:, :1], values[:, :1])
+        asked = torch.zeros(count, attributes).scatter(1, which[:, 1:], values[:, 1:])
+        asked.scatter_(1, which[:, :1], values[:, :1])
         for colour in _HAIR:  # a face has one at most
             others = [other for other in _HAIR if other != colour]
             asked[:, others] = torch.where((which[:, :1] == colour) & (values[:, :1] > 0), -1.0, asked[:, others])
-        return torch.where(kind < 1 / 3, self.partly(labels), asked)
+        return torch.where(send(kind, labels) < 1 / 3, self.partly(labels), send(asked, labels))
 
     def see(self, image: Tensor) -> Tensor:
         """Images after a part of the noise pool, as the classifier is shown them, both real and edited ones.
@@ -130,12 +133,14 @@ class EditingStage(Stage):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         weights = self.config.weights
         if progress >= self.config.pseudo_from and not self.labelled_all:
-            self.labels = pseudo_labels(self.classifier, self.data.pixels.cpu().numpy(), self.labels, self.config.bf16)
+            labels = pseudo_labels(self.classifier, self.data.pixels.cpu().numpy(), self.labels, self.config.bf16)
+            # each process's classifier has batch norms of its own, and so an opinion of its own
+            self.labels = self.place.broadcast(labels)
             self.labelled_all = True
         indices, crop = self.crops(batch)
         a = self.labels[indices]
         shuffled = torch.from_numpy(batch.indices)[self.draws.permutation(len(batch.indices))]
-        b = self.wanted(self.labels[self.place.part(shuffled).to(self.place.device)])
+        b = self.wanted(self.labels[send(self.place.part(shuffled), self.place.device)])
         for number in range(self.config.critic_steps):
             with torch.no_grad(), self.place.autocast(self.config.bf16):
                 edited = self.editor(crop, b).float()

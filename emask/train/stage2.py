@@ -110,11 +110,11 @@ class MaskStage(MaskingStage):
             "perturbation": losses.perturbation(mask, request.eps),
             "roughness": losses.roughness(change, request.crop),
         }
-        if config.weights.critic:
-            with place.autocast(config.bf16):
+        with place.autocast(config.bf16):
+            if config.weights.critic:
                 terms["critic"] = -self.discriminator.critic(protected).float().mean()
-                if request.edit:
-                    terms["attribute"] = losses.attribute(self.discriminator.classifier(protected), request.b)
+            if config.weights.attribute and request.edit:
+                terms["attribute"] = losses.attribute(self.discriminator.classifier(protected), request.b)
         parts = [("generator", self.theta)]
         if phase.restorer:
             k = self.step_count % len(self.surrogates)

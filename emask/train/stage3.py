@@ -15,6 +15,7 @@ from emask.nets.recognizer import EMBEDDING
 from emask.nets.restorer import Restorer
 from emask.train.dataset import Batch
 from emask.train.masking import MaskingStage, Request
+from emask.train.place import send
 from emask.train.stage import Setting
 
 # Budgets of the masks, as factors of the last phase's: from a little above `--strength low` to `high`.
@@ -22,7 +23,7 @@ SPREAD = (0.7, 1.5)
 
 
 class Replay:
-    """The newest refined masks. Making one costs as much as dozens of steps of training on it.
+    """The newest refined masks, equal in all processes. Making one costs as much as dozens of steps of training on it.
 
     Args:
         capacity: how many to keep.
@@ -75,13 +76,13 @@ class RestorerStage(MaskingStage):
         if self.config.refined and not setting.recognizers:
             raise TrainingError("no recognizer to refine masks through", "set refined = 0 in the preset")
         self.recognizers = setting.recognizers
-        self.replay = Replay(self.config.replay)
+        self.replay = Replay(self.config.replay * self.place.world)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         # the curriculum is over: all targets
         request = self.request(batch, 1.0, self.config.phases[-1].eps, SPREAD)
         if self.config.refined:
-            few = max(1, self.config.replay // 8)
+            few = max(1, self.replay.capacity // 8)
             if self.step_count % self.config.refine_every == 0 or len(self.replay) < few:
                 self._refine(batch, request)
         if self.config.refined and self.sampler.rng.random() < self.config.refined:
@@ -89,7 +90,7 @@ class RestorerStage(MaskingStage):
         else:
             change = self._change(request)
         masked = self.draws.uniform(len(request.crop)) >= self.config.clean
-        protected = request.crop + change * masked.to(change).view(-1, 1, 1, 1)
+        protected = request.crop + change * send(masked, change).view(-1, 1, 1, 1)
         k = self.step_count % len(self.surrogates)
         terms = self.restoration(self.restorer, protected, request, k)
         self.update(self.weighted(terms), ("restorer", self.parameters), clip=1.0)
@@ -124,17 +125,19 @@ class RestorerStage(MaskingStage):
         change = refine(crop, torch.zeros_like(crop), change, wanted, Refinement(), embed, restore, budget)
         restorer.requires_grad_(True)
         place = self.place
+        # every process keeps the whole batch's, so that the first one's checkpoint holds what any of them goes on with
         rows = {
-            "index": place.part(torch.from_numpy(batch.indices)).to(place.device),
-            "mirrored": place.part(torch.from_numpy(batch.mirrored)).to(place.device),
-            "change": change.half(),
+            "index": send(torch.from_numpy(batch.indices), place.device),
+            "mirrored": send(torch.from_numpy(batch.mirrored), place.device),
+            "change": place.gather(change.half()),
         }
-        self.replay.add(rows | {f"wanted{k}": wanted for k, wanted in enumerate(request.wanted)})
+        self.replay.add(rows | {f"wanted{k}": place.gather(wanted) for k, wanted in enumerate(request.wanted)})
 
     def _replayed(self, request: Request) -> tuple[Request, Tensor]:
         """The same request for crops of the replay, and their changes."""
-        chosen = torch.from_numpy(self.sampler.rng.integers(len(self.replay), size=len(request.crop)))
-        rows = self.replay.take(chosen.to(self.place.device))
+        place = self.place
+        chosen = self.sampler.rng.integers(len(self.replay), size=len(request.crop) * place.world)
+        rows = self.replay.take(send(place.part(torch.from_numpy(chosen)), place.device))
         sources = [embedded[rows["index"]] for embedded in self.data.surrogate]
         wanted = [rows[f"wanted{k}"] for k in range(len(sources))]
         crop = self.data.crops(rows["index"], rows["mirrored"])
@@ -145,5 +148,5 @@ class RestorerStage(MaskingStage):
         return self.replay.rows
 
     def restore_extra(self, extra: dict[str, Any]) -> None:
-        """Take them back; one of several processes begins anew, since the checkpoint has the first one's only."""
-        self.replay.rows = {} if self.place.world > 1 else {k: v.to(self.place.device) for k, v in extra.items()}
+        """Take them back."""
+        self.replay.rows = {name: value.to(self.place.device) for name, value in extra.items()}

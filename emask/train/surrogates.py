@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emask.errors import TrainingError
+from emask.engine.torch import quiet
+from emask.errors import TrainingError, first_line
 from emask.face.align import INNER, MARGIN
+from emask.recognize.cards import Card, folder_cards
+
+FACENET_SIZE = 160
+# By name the data they were trained on and the file of their weights, as facenet-pytorch calls them.
+FACENETS = {
+    "facenet-vggface2": ("vggface2", "20180402-114759-vggface2.pt"),
+    "facenet-casia-webface": ("casia-webface", "20180408-102900-casia-webface.pt"),
+}
 
 
 class _FrozenPReLU(torch.autograd.Function):
@@ -69,44 +74,20 @@ class FrozenNorm(nn.Module):
         return torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
 
 
-@dataclass(frozen=True)
-class SurrogateCard:
-    """What a recognizer file wants to be fed.
+def read_cards(folder: Path) -> dict[str, Card]:
+    """The cards in a folder's recognizers.json, by name.
 
-    Attributes:
-        name, file: its name and its ONNX file.
-        fold: which half of a leave-some-out protocol it belongs to, or "".
-        size: (height, width) of its input in pixels; cut from the middle of the 112-pixel template.
-        mean, std: per channel, applied to grey levels 0..255.
+    Raises:
+        ModelError: there is none, or it is damaged.
     """
-
-    name: str
-    file: Path
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    fold: str = ""
-
-
-def read_cards(folder: Path) -> dict[str, SurrogateCard]:
-    """The cards in a folder's recognizers.json, by name."""
-    path = folder / "recognizers.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["recognizers"]
-    except OSError as error:
-        raise TrainingError(f"no recognizers.json in {folder}", "name a folder of surrogates") from error
-    return {
-        e["name"]: SurrogateCard(
-            e["name"], folder / e["file"], tuple(e["size"]), tuple(e["mean"]), tuple(e["std"]), e.get("fold", "")
-        )
-        for e in entries
-    }
+    return {card.name: card for card in folder_cards(folder)}
 
 
 class Subsampled(nn.Module):
     """A depthwise convolution of stride 2 as one of stride 1 that keeps every second pixel.
 
-    The same numbers; oneDNN's backward pass through a strided depthwise convolution is ten times slower.
+    The same numbers; oneDNN's backward pass through a strided depthwise convolution is ten times slower. A GPU's is
+    not, and is spared the work for the pixels that are dropped.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -116,7 +97,10 @@ class Subsampled(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)[:, :, :: self.stride[0], :: self.stride[1]]
+        conv = self.conv
+        if x.is_cuda:
+            return nn.functional.conv2d(x, conv.weight, conv.bias, self.stride, conv.padding, 1, conv.groups)
+        return conv(x)[:, :, :: self.stride[0], :: self.stride[1]]
 
 
 def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -168,12 +152,11 @@ def fold(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warning that PyTorch has for how onnx2torch indexes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
-        yield
+def _converted(card: Card) -> nn.Module:
+    import onnx
+    import onnx2torch
+
+    return fold(onnx2torch.convert(onnx.load(str(card.file))).eval())
 
 
 class Surrogate(nn.Module):
@@ -181,16 +164,19 @@ class Surrogate(nn.Module):
 
     Input: (B, 3, S, S) float32 RGB crops in [-1, 1], S the crop size of `emask.face.align`; or (B, 3, 112, 112), the
     inner square. Output: (B, D) float32 unit embeddings.
+
+    Args:
+        card: what it wants to be fed.
+        net: the network; None reads the card's ONNX file.
     """
 
-    def __init__(self, card: SurrogateCard) -> None:
-        super().__init__()
-        import onnx
-        import onnx2torch
+    net: Any
 
+    def __init__(self, card: Card, net: nn.Module | None = None) -> None:
+        super().__init__()
         self.card = card
-        graph = onnx2torch.convert(onnx.load(str(card.file))).eval()
-        self.net = fold(graph)
+        self.net = _converted(card) if net is None else net
+        self.net.to(memory_format=torch.channels_last)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
@@ -208,3 +194,38 @@ class Surrogate(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         with quiet():
             return nn.functional.normalize(self.net(self.prepare(crops)).float(), dim=1)
+
+
+class FaceNet(Surrogate):
+    """facenet-pytorch's InceptionResnetV1, one of the recognizers the paper attacks: 160 pixels, the whole crop.
+
+    Args:
+        name: of FACENETS. The weights, 110 MB, are downloaded into PyTorch's cache on first use.
+
+    Raises:
+        TrainingError: they cannot be had.
+    """
+
+    def __init__(self, name: str) -> None:
+        from facenet_pytorch import InceptionResnetV1
+        from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
+
+        data, file = FACENETS[name]
+        path = Path(get_torch_home()) / "checkpoints" / file
+        try:
+            net = InceptionResnetV1(pretrained=data).eval()
+        except Exception as error:  # the network's, the file system's and torch's own
+            reason = first_line(error)
+            raise TrainingError(f"the weights of {name} cannot be had: {reason}", f"put them at {path}") from error
+        grey, scale = (127.5, 127.5, 127.5), (128.0, 128.0, 128.0)
+        super().__init__(Card(name, path, size=(FACENET_SIZE, FACENET_SIZE), mean=grey, std=scale), net)
+
+    def prepare(self, crops: Tensor) -> Tensor:
+        """Enlarge crops to the recognizer's input and normalise it."""
+        # in float32, as the noise before it: half precision would round small changes away
+        with torch.autocast(crops.device.type, enabled=False):
+            x = nn.functional.interpolate(
+                crops.float(), size=(FACENET_SIZE, FACENET_SIZE), mode="bilinear", align_corners=False
+            )
+        x = ((x + 1.0) * 127.5 - self.mean) / self.std  # type: ignore[operator]
+        return x.contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from emask.train.config import TrainConfig
 from emask.train.dataset import TrainingSet
+from emask.train.place import send
 
 
 class TargetDraw:
@@ -67,8 +68,7 @@ class TargetDraw:
         else:
             of_people[:] = False
         device = self.data.pixels.device
-        photos, targets = torch.from_numpy(photo).to(device), torch.from_numpy(target).to(device)
-        chosen = torch.from_numpy(of_people).to(device)[:, None]
+        photos, targets, chosen = (send(torch.from_numpy(x), device) for x in (photo, target, of_people[:, None]))
         identity = torch.where(chosen, self.data.identity[photos], self.data.target_identity[targets])
         wanted = [
             torch.where(chosen, mean[photos], embeddings[targets])

@@ -128,10 +128,14 @@ class LossTable:
         every: seconds between rows.
 
     The file is touched from the first `add` on: of several processes on one run, only the one that adds has a file.
+
+    Attributes:
+        means: the last row's.
     """
 
     def __init__(self, path: Path, batch: int, resume_step: int | None = None, every: float = LOG_EVERY) -> None:
         self.path, self.batch, self.resume_step, self.every = path, batch, resume_step, every
+        self.means: dict[str, float] = {}
         self._opened = False
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -179,10 +183,10 @@ class LossTable:
             return ""
         now = time.monotonic()
         rate = self._steps * self.batch / max(now - self._told, 1e-9)
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        append_row(self.path, step, minutes, means)
+        self.means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts, self._steps, self._told = {}, {}, 0, now
-        return "  ".join([*(f"{name} {value:.3f}" for name, value in means.items()), f"{rate:.1f} crops/s"])
+        append_row(self.path, step, minutes, self.means)
+        return "  ".join([*(f"{name} {value:.3f}" for name, value in self.means.items()), f"{rate:.1f} crops/s"])
 
 
 def _family(score: str) -> str:

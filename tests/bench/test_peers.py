@@ -26,10 +26,11 @@ from emask.bench.peers.semantic_adv import SemanticAdv, decode_from, variation
 from emask.bench.peers.sibling import AttributeFeatures, SiblingAttack
 from emask.bench.peers.similarity import dissimilarity, embed
 from emask.bench.peers.tip_im import SIGMAS, TIPIM, best_candidate, copies, gain, mmd, warped
-from emask.bench.protocol import locate, read_photo
+from emask.bench.protocol import locate
 from emask.engine import to_network
 from emask.face.align import INNER, MARGIN
 from emask.face.detect import Detector
+from emask.images import load_photo
 from emask.nets.blocks import feather_window
 from emask.nets.discriminator import Classifier
 from emask.nets.generator import Editor, NetConfig
@@ -302,7 +303,8 @@ def real() -> tuple[list[Surrogate], list[float], Tensor]:
     names = ["mobilefacenet-ms1m", "mbf"]
     thresholds = [judge.thresholds["0.01"] for judge in load_folder(SHARED / "recognizers", names, "cpu")]
     paths = find_photos(SHARED / "data")[::1500]
-    located = locate([path.name for path in paths], [read_photo(path) for path in paths], Detector(device="cpu"))
+    photos = [load_photo(path).pixels for path in paths]
+    located = locate([path.name for path in paths], photos, Detector(device="cpu"))
     crops = to_network(np.stack([photo.crop for photo in located if photo is not None]))
     return open_surrogates(SHARED / "recognizers", names), thresholds, torch.from_numpy(crops)
 

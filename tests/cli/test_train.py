@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from emask.attributes import ATTRIBUTES
 from emask.bench import refining
 from emask.cli.app import main
 from emask.train import ablation, checkpoint, speed
+from emask.train.config import climbed, preset
 from emask.train.run import starting_weights
+from emask.weights import models_dir
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
 RECOGNIZERS = {"blocks-8": (8, "A"), "blocks-16": (16, "A"), "judge": (14, "B")}
@@ -28,6 +32,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name, number = photo.stem.split("_")
         (folder / name).mkdir(exist_ok=True)
         (folder / name / f"{name}_000{number}.jpg").write_bytes(photo.read_bytes())
+    rows = [f"{photo.name},{','.join(str(number % 2) for _ in ATTRIBUTES)}"
+            for number, photo in enumerate(sorted(folder.glob("*/*.jpg")))]  # fmt: skip
+    (folder / "attributes.csv").write_text("\n".join([",".join(["file", *ATTRIBUTES]), *rows]) + "\n")
     return folder
 
 
@@ -72,7 +79,7 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     rows = [line.split(",") for line in (run / "validation.csv").read_text().splitlines()]
     assert rows[0][:4] == ["stage", "step", "minutes", "asr"] and "reverify@judge" in rows[0]
     assert [row[:2] for row in rows[1:]] == [["2", "20"], ["3", "10"]]
-    assert not [path for path in run.iterdir() if path.name == ".writable" or path.suffix == ".partial"]
+    assert not [path for path in run.iterdir() if path.name == ".emask-probe" or path.suffix == ".partial"]
 
     # what is finished stays finished; stage 2 alone goes on where stage 1 is; a changed seed is another run
     before = (run / "stage1.pt").read_bytes()
@@ -104,6 +111,47 @@ def test_a_whole_run_with_the_smoke_preset(work: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["train", "--stage", "2", "--start-from", "exported", *alone]) == 0
     assert "no stage1.pt in the run: the critic begins anew" in capsys.readouterr().err
+
+
+def test_one_target_is_sharpened_for_with_nothing_else_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`emask train --stage 2 --target tgt.jpg`: the preset is sharpen, and the models that ship are gone on from."""
+    began: dict[str, Any] = {}
+
+    def stop(stages: object, data: object, surrogates: object, config: object, *_: object, **more: Any) -> None:
+        began.update(more, config=config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emask.train.run.run_stages", stop)
+    monkeypatch.setattr("emask.train.run.starting_weights", lambda path: {})
+    (work / "tgt.jpg").write_bytes((PEOPLE / "june_1.jpg").read_bytes())
+    assert main(["train", "--stage", "2", "--target", "tgt.jpg", "--device", "cpu"]) == 130
+    assert began["start_from"] == models_dir() and began["config"] == climbed(preset("sharpen"))
+    assert len(began["validation"]._targets.unique(dim=0)) == 1  # judged by whether it is reached
+    noted = (work / "runs/default/commands.txt").read_text()
+    assert noted == f"emask train --stage 2 --preset sharpen --start-from {models_dir().name} --target tgt.jpg\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "smaller batch"), (RuntimeError("a bug"), "")],
+)
+def test_memory_that_runs_out_is_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("emask.train.run.run_stages", fail)
+    arguments = ["train", "--stage", "1", "--preset", "smoke", "--device", "cpu"]
+    if not said:
+        with pytest.raises(RuntimeError, match="a bug"):
+            main(arguments)
+        return
+    assert main(arguments) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "error: out of memory" in shown and said in shown and "--resume" in shown
 
 
 def test_the_ablation_and_the_speed_report_run(
@@ -164,7 +212,8 @@ REFUSED = [
     (["--stage", "1", "--data", "empty"], 1, "no photos in empty", "--data"),
     (["--stage", "1", "--data", "nowhere"], 2, "no folder nowhere", "--data"),
     (["--stage", "1", "--recognizers", "nowhere"], 2, "no folder nowhere", "--recognizers"),
-    (["--stage", "1", "--recognizers", "empty"], 1, "no recognizers.json", "surrogates"),
+    (["--stage", "1", "--recognizers", "empty"], 5, "no recognizers.json", "recognizers"),
+    (["--stage", "1", "--surrogate", "blocks-8", "--surrogate", "blocks-8"], 1, "one surrogate", "two or more"),
     (["--stage", "1", "--run", "face.jpg"], 1, "cannot write to face.jpg", "--run"),
     (["--stage", "1", "--run", "face.jpg/run"], 1, "cannot write to", "--run"),
     (["--stage", "1", "--preset", "huge"], 2, "no preset named 'huge'", "smoke"),

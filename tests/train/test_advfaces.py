@@ -87,7 +87,7 @@ def photos(training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.Monkey
     """Crops as though of a folder of photos; the last four people are kept for tests."""
     people = training_set.people
     crops = Crops(training_set.pixels.numpy(), people, [f"{i}.jpg" for i in range(len(people))], people >= 8)
-    monkeypatch.setattr("emask.train.prepare.load_crops", lambda data, cache, progress: crops)
+    monkeypatch.setattr("emask.train.prepare.load_crops", lambda data, cache, progress, device: crops)
     monkeypatch.setattr(advfaces, "user_cache_path", lambda name: tmp_path)
     (tmp_path / "training").mkdir()
     return crops

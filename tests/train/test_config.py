@@ -41,6 +41,7 @@ def test_a_preset_loads_and_makes_sense(name: str) -> None:
 def test_the_papers_settings() -> None:
     paper = preset("paper")
     assert paper.epochs == (200, 100, 50) and paper.lr == (2e-5,) * 3 and paper.constant_lr
+    assert paper.injection > 0  # IV-C: clean-domain information is injected during generation
     assert paper.attack == "meta" and paper.primaries == "all"
     assert paper.noise == ("jpeg", "noise", "resize") and paper.weights.owner == 0
 
@@ -135,6 +136,21 @@ def test_trained_weights_begin_where_all_people_are_targets() -> None:
     assert short.phases[0].until == pytest.approx(0.5) and short.phases[1] == last
     assert short.eps == 15.0  # the budget goes on falling from where the phase left out would have brought it
     assert climbed(short) == short
+
+
+def test_a_preset_can_say_where_and_how_fast_trained_weights_go_on() -> None:
+    phases = tuple(Phase(until, 8, 900, 0.65, eps, True) for until, eps in ((0.2, 15.0), (0.6, 11.0), (1.0, 9.5)))
+    config = replace(TrainConfig(), phases=phases, eps=17.0, lr=(1e-3, 2e-3, 3e-3), trained_phase=2, trained_lr=0.5)
+    short = climbed(config)
+    assert short.phases == (replace(phases[2], until=1.0),) and short.eps == 11.0
+    assert short.lr == (5e-4, 1e-3, 3e-3)
+    assert climbed(short) == short  # not slowed down again
+    with pytest.raises(UsageError, match="trained_phase is 3, of 3 phases"):
+        replace(config, trained_phase=3)
+
+
+def test_trained_weights_go_on_with_their_restorer() -> None:
+    assert all(phase.restorer for phase in climbed(preset("cpu")).phases)
 
 
 @pytest.mark.parametrize("name", PRESETS)

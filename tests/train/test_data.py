@@ -13,6 +13,7 @@ from emask.bench.protocol import select
 from emask.errors import TrainingError
 from emask.face.detect import Detector
 from emask.train import data as module
+from emask.train import pack
 from emask.train.data import find_photos, load_crops, read_pairs, read_photos, split
 
 PEOPLE = Path(__file__).resolve().parents[1] / "data" / "people"
@@ -116,3 +117,42 @@ def test_folders_without_photos_or_faces_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(tmp_path / "blank.png")
     with pytest.raises(TrainingError, match="no face found"):
         load_crops(tmp_path, tmp_path / "cache")
+
+
+def test_the_held_out_follow_the_pairs_file_as_it_is_now(tmp_path: Path) -> None:
+    photos = tmp_path / "data"
+    for person in ("p1", "p9"):
+        (photos / person).mkdir(parents=True)
+        (photos / person / f"{person}_0001.jpg").write_bytes((PEOPLE / "june_1.jpg").read_bytes())
+    assert load_crops(photos, tmp_path / "cache").test.tolist() == [False, False]
+    pairs_file(photos)
+    assert load_crops(photos, tmp_path / "cache").test.tolist() == [False, True]
+
+
+def test_packed_crops_are_the_same_data_without_a_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "data", tmp_path / "packed"
+    (photos / "p9").mkdir(parents=True)
+    (photos / "labels_attributes.csv").write_text("file\n")
+    pairs_file(photos)
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(photos / "0.jpg")  # no face: the first flat one, kept out
+    for name in ("1.jpg", "2.png", "p9/p9_0001.jpg"):
+        image = Image.open(PEOPLE / "june_1.jpg")
+        image.save(photos / name)
+    monkeypatch.setattr("emask.train.pack.user_cache_path", lambda name: tmp_path / "cache")
+    assert pack.main(["--data", str(photos), "--out", str(out)]) == 0
+    assert "3 crops" in capsys.readouterr().out
+    before = load_crops(photos, tmp_path / "cache" / "training")
+    monkeypatch.setattr(module, "Detector", None)  # it would not be found
+    after = load_crops(out, tmp_path / "elsewhere")
+    assert after.names == before.names and after.people.tolist() == before.people.tolist()
+    # without the picture that had no face, counting would keep 1.jpg out
+    assert after.test.tolist() == before.test.tolist() == [False, False, True]
+    difference = np.abs(after.pixels.astype(int) - before.pixels)
+    assert difference[1].max() == 0 and 0 < difference.mean() < 2
+    assert {path.name for path in out.iterdir()} >= {"labels_attributes.csv", "lfw_pairs.txt"}
+    assert pack.main(["--data", str(photos), "--out", str(out)]) == 2
+    (out / "packed.json").write_text('{"size": 64, "held_out": []}')
+    with pytest.raises(TrainingError, match="crops of 64 pixels, not 128"):
+        load_crops(out, tmp_path / "elsewhere")

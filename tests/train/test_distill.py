@@ -13,6 +13,7 @@ from emask.engine import open_engine
 from emask.errors import TrainingError
 from emask.face.align import INNER
 from emask.nets.recognizer import COMPACT, WIDE, Recognizer
+from emask.recognize.cards import Card
 from emask.train.data import Crops
 from emask.train.distill import (
     DistillConfig,
@@ -27,7 +28,7 @@ from emask.train.distill import (
     stage_nodes,
 )  # fmt: skip
 from emask.train.export import export_run, to_onnx
-from emask.train.surrogates import Surrogate, SurrogateCard
+from emask.train.surrogates import Surrogate
 
 
 def test_joint_cosine_is_the_teachers_mean_cosine(surrogates: list[Surrogate]) -> None:
@@ -77,7 +78,7 @@ def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
             torch.nn.init.normal_(module.bias, std=0.1)
     to_onnx(teacher, "recognizer", path, INNER)
     grey = (127.5, 127.5, 127.5)
-    return Surrogate(SurrogateCard("wide", path, (INNER, INNER), grey, grey)).eval()
+    return Surrogate(Card("wide", path, size=(INNER, INNER), mean=grey, std=grey)).eval()
 
 
 def test_a_teacher_of_the_students_form_is_read_where_its_segments_end(

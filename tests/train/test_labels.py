@@ -13,7 +13,7 @@ from emask.errors import TrainingError
 from emask.nets.discriminator import Classifier, Discriminator
 from emask.train.data import Crops
 from emask.train.distill import to_float
-from emask.train.labels import from_scores, pseudo_labels, read_labels
+from emask.train.labels import check_labels, from_scores, pseudo_labels, read_labels
 
 GLASSES = ATTRIBUTES.index("Eyeglasses")
 
@@ -69,6 +69,21 @@ def test_a_file_that_matches_no_photo_is_refused(tmp_path: Path) -> None:
     assert "'000001.jpg'" in caught.value.hint and "'000001'" in caught.value.hint
     table(tmp_path / "attributes.csv", {"000001.jpg": 1.0, "000002": 0.0})  # one match is enough
     assert read_labels(tmp_path, crops("flat/000001.jpg")).all()
+
+
+def test_labels_are_looked_at_before_faces_are(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.jpg").touch()
+    assert check_labels(tmp_path) == ["no labels: stage 1 learns to rebuild faces, but to change no attribute"]
+    table(tmp_path / "ffhq_attributes.csv", {"a.jpg": 1.0}, columns=ATTRIBUTES[1:])
+    first, second = check_labels(tmp_path)
+    assert "ffhq_attributes.csv lacks one of the columns" in first and "no labels" in second
+    table(tmp_path / "list_attr_celeba.csv", {"b.jpg": 1.0})  # as CelebA calls it
+    with pytest.raises(TrainingError, match="labels that don't match"):
+        check_labels(tmp_path)
+    table(tmp_path / "list_attr_celeba.csv", {"a.jpg": 1.0})
+    assert check_labels(tmp_path) == [first]
+    assert read_labels(tmp_path, crops("flat/a.jpg")).all()
 
 
 @pytest.mark.parametrize("value", ["", "yes", "nan", "2", "-1.5"])

@@ -21,7 +21,7 @@ from emask.nets.generator import Generator
 from emask.nets.recognizer import Recognizer
 from emask.train import checkpoint, export, watch
 from emask.train.config import Phase, TrainConfig, Weights
-from emask.train.dataset import TrainingSet
+from emask.train.dataset import Batch, TrainingSet
 from emask.train.loop import Run, run_stage
 from emask.train.place import Place
 from emask.train.run import open_stage, run_stages, starting_weights
@@ -109,6 +109,7 @@ def learned(
         lr=(1e-3, 1e-2, 1e-3),
         phases=(Phase(1.0, 1, 0, 0.0, 15.0, False),),
         weights=Weights(owner=0.0, roughness=0.0, critic=0.0),
+        noise=("none",),  # what a step draws would be larger than what forty steps learn
     )
     setting = Setting(training_set, only, Place(), surrogates)
     untrained, stage = (open_stage(2, setting, run) for _ in range(2))
@@ -207,6 +208,86 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.
     assert "--resume" in caught.value.hint
     assert checkpoint.load(path, "")["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_without_room_is_found_out_before_the_first_step(
+    stage_of: OpenStage, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(3)
+    real = (run / "stage3.pt").stat().st_size
+    assert 0.7 * real < stage.size() < 1.1 * real  # of networks this small a good part is names and random numbers
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=stage.size() - 1))
+    with pytest.raises(TrainingError, match="a checkpoint takes") as caught:
+        run_stage(stage, Run(tmp_path))
+    assert "--run" in caught.value.hint and not stage.step_count and not list(tmp_path.iterdir())
+
+
+def test_tables_and_pictures_that_cannot_be_written_do_not_end_a_run(
+    stage_of: OpenStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(watch, "append_row", full)
+    monkeypatch.setattr(watch, "sample_grid", full)
+    lines: list[str] = []
+    run_stage(stage_of(3), Run(tmp_path, lambda share, line: lines.append(line)))
+    assert [path.name for path in tmp_path.iterdir()] == ["stage3.pt"]
+    assert sum("No space left" in line for line in lines) == 2
+
+
+def test_a_run_that_comes_apart_keeps_its_last_good_checkpoint(stage_of: OpenStage, tmp_path: Path) -> None:
+    stage = stage_of(2)
+    losses = stage.losses
+
+    def worse(batch: Batch, progress: float) -> dict[str, Tensor]:
+        terms = losses(batch, progress)
+        return terms | {"owner": terms["owner"] * (float("nan") if stage.step_count == 3 else 1.0)}
+
+    stage.losses = worse  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="came apart before step 4: owner is no number") as caught:
+        run_stage(stage, Run(tmp_path, save_every=0.0))
+    assert "--resume" in caught.value.hint
+    assert checkpoint.load(tmp_path / "stage2.pt", "")["step"] == 3
+
+
+def test_without_any_labels_none_are_made_up(
+    training_set: TrainingSet, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    """By a classifier that was never told anything."""
+    unknown = replace(training_set, labels=torch.zeros_like(training_set.labels))
+    run_stages((1,), unknown, (), tiny_config, Place(), tmp_path, quiet)
+    assert not checkpoint.load(tmp_path / "stage1.pt", "")["extra"]["labels"].any()
+
+
+def test_a_critic_of_ones_own_is_drawn_from_the_seed(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, tmp_path: Path, run: Path
+) -> None:
+    """Whatever was drawn before: processes that share a batch do not begin alike."""
+    critics = []
+    for seed, before in ((0, 1), (0, 2), (5, 1)):
+        torch.manual_seed(before)
+        setting = Setting(training_set, replace(tiny_config, edits=0.0, seed=seed), Place(), surrogates)
+        stage = open_stage(2, setting, tmp_path, start_from=run / "stage3.pt")
+        critics.append(stage.modules["discriminator"].state_dict())
+    assert same(critics[0], critics[1]) and not same(critics[0], critics[2])
+
+
+def test_the_time_that_is_left_is_told(stage_of: OpenStage, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    lines: list[str] = []
+    timed = replace(tiny_config, steps=None, minutes=(60.0, 60.0, 60.0))
+    stage = stage_of(3, timed)
+    checkpoint.save(tmp_path / "stage3.pt", stage.state(elapsed=3590.0))
+
+    def report(share: float, line: str) -> None:
+        lines.append(line)
+        if len(lines) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_of(3, timed), Run(tmp_path, report, resume=True, save_every=0.0))
+    assert lines[0].endswith("crops/s  0 min left")
 
 
 # --- export, and training that begins with exported graphs
@@ -382,7 +463,7 @@ def test_where_nothing_can_be_exported_to(run: Path, tmp_path: Path) -> None:
         export.export_run(run, tmp_path / "file")
     assert caught.value.hint and caught.value.exit_code == 1
     (tmp_path / "manifest.json").write_text('{"version": 1, "mod')
-    with pytest.raises(EmaskError, match="is no manifest") as caught:
+    with pytest.raises(EmaskError, match="cannot read") as caught:
         export.export_run(run, tmp_path)
     assert caught.value.hint and caught.value.exit_code == 5
     with pytest.raises(EmaskError, match="no trained weights"):

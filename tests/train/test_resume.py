@@ -20,11 +20,13 @@ from torch import Tensor
 
 from emask.errors import TrainingError
 from emask.train import checkpoint, watch
-from emask.train.config import TrainConfig
+from emask.train.config import TrainConfig, Weights
 from emask.train.dataset import TrainingSet
 from emask.train.loop import Run, run_stage
-from emask.train.run import check_before
-from emask.train.stage import Stage
+from emask.train.place import Place
+from emask.train.run import check_before, open_stage
+from emask.train.stage import Setting, Stage
+from emask.train.surrogates import Surrogate
 
 WORKER = Path(__file__).with_name("worker.py")
 OpenStage = Callable[..., Stage]
@@ -45,7 +47,7 @@ def same(first: Any, second: Any) -> bool:
 def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
     stage_of: OpenStage, tiny_config: TrainConfig, tmp_path: Path, number: int, refined: float, one_thread: None
 ) -> None:
-    """From the checkpoint of every step, one of them just before stage 1's classifier labels the rest of the photos."""
+    """At either end, and in the middle, where stage 1 labels the rest of the photos and stage 2's restorer joins."""
     assert tiny_config.steps is not None
     last = tiny_config.steps[number - 1]
     name = f"stage{number}.pt"
@@ -67,7 +69,7 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
     rows = list(csv.reader((tmp_path / f"stage{number}.csv").open()))
     assert len(rows) == 1 + last
 
-    for interrupted in range(1, last):
+    for interrupted in sorted({1, last // 2 - 1, last // 2, last - 1}):
         folder = tmp_path / str(interrupted)
         folder.mkdir()
         shutil.copy(tmp_path / f"after-{interrupted}.pt", folder / name)
@@ -92,6 +94,37 @@ def test_the_comparison_sees_a_run_that_did_not_go_on(stage_of: OpenStage, run: 
         stage.restore(changed)
         stage.step(1.0)
     assert not same(stages[0].modules["generator"].state_dict(), stages[1].modules["generator"].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attack": "meta"}, "other attack (ensemble, now meta)"),
+        ({"noise": ("jpeg",)}, "other noise"),
+        ({"weights": Weights(owner=0.0)}, "other weights"),
+        ({"seed": 7}, "other seed (0, now 7)"),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_it_began_with(
+    stage_of: OpenStage, run: Path, tiny_config: TrainConfig, change: dict[str, Any], said: str
+) -> None:
+    state = checkpoint.load(run / "stage2.pt", "")
+    with pytest.raises(TrainingError) as caught:
+        stage_of(2, replace(tiny_config, **change)).restore(state)
+    assert said in caught.value.message and "--resume" in caught.value.hint
+    # how long and how fast may change, and an older version kept no settings
+    stage_of(2, replace(tiny_config, steps=(9, 9, 9), lr=(1e-4, 1e-4, 1e-4), watch=5.0)).restore(state)
+    del state["settings"]
+    stage_of(2, replace(tiny_config, **change)).restore(state)
+
+
+def test_a_run_goes_on_with_the_photos_it_began_with(
+    training_set: TrainingSet, surrogates: list[Surrogate], tiny_config: TrainConfig, run: Path
+) -> None:
+    others = replace(training_set, pixels=training_set.pixels.flip(0))
+    stage = open_stage(2, Setting(others, tiny_config, Place(), surrogates), run)
+    with pytest.raises(TrainingError, match=r"stage2\.pt was begun with other photos$"):
+        stage.restore(checkpoint.load(run / "stage2.pt", ""))
 
 
 def test_a_finished_stage_is_left_as_it_is(stage_of: OpenStage, run: Path, tmp_path: Path) -> None:

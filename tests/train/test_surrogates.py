@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from facenet_pytorch import InceptionResnetV1, fixed_image_standardization
+from facenet_pytorch.models import inception_resnet_v1
 
-from emask.errors import TrainingError
+from emask.errors import ModelError, TrainingError
 from emask.train.prepare import open_surrogates
 from emask.train.surrogates import FrozenNorm, FrozenPReLU, Subsampled, Surrogate, read_cards
 
@@ -111,5 +114,94 @@ def test_one_surrogate_or_an_unknown_one_is_refused(recognizer_folder: Path, tmp
         open_surrogates(recognizer_folder, ["one"])
     with pytest.raises(TrainingError, match="no recognizer named nobody"):
         open_surrogates(recognizer_folder, ["one", "nobody"])
-    with pytest.raises(TrainingError, match=r"no recognizers\.json"):
+    with pytest.raises(ModelError, match=r"no recognizers\.json"):
         open_surrogates(tmp_path, None)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PyTorch's cache, without a way to download anything."""
+
+    def fail(url: str, path: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(inception_resnet_v1, "download_url_to_file", fail)
+    return tmp_path / "checkpoints"
+
+
+def test_facenet_is_a_surrogate_where_its_weights_are(home: Path, recognizer_folder: Path) -> None:
+    torch.manual_seed(0)
+    original = InceptionResnetV1(classify=True, num_classes=8631)  # as the file holds it
+    for part in original.modules():  # statistics of something seen: untrained, nearly nothing would come through
+        if isinstance(part, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            part.momentum = 1.0
+    original(torch.randn(3, 3, 96, 96))
+    original.eval()
+    home.mkdir()
+    torch.save(original.state_dict(), home / "20180402-114759-vggface2.pt")
+    first, facenet = open_surrogates(recognizer_folder, ["one", "facenet-vggface2"])
+    crops = torch.rand(2, 3, 128, 128) * 2 - 1
+    original.classify = False
+    larger = torch.nn.functional.interpolate(crops, size=(160, 160), mode="bilinear")
+    expected = original(fixed_image_standardization((larger + 1) * 127.5))
+    torch.testing.assert_close(facenet(crops), expected, atol=1e-5, rtol=0)
+    assert facenet(crops[..., 8:-8, 8:-8]).shape == (2, 512) and facenet.card.file.parent == home
+    assert not any(parameter.requires_grad for parameter in facenet.parameters())
+
+
+def test_facenet_without_weights_is_refused_with_where_to_put_them(home: Path, recognizer_folder: Path) -> None:
+    with pytest.raises(TrainingError, match="the weights of facenet-vggface2 cannot be had: no network") as caught:
+        open_surrogates(recognizer_folder, ["one", "facenet-vggface2"])
+    assert str(home / "20180402-114759-vggface2.pt") in caught.value.hint
+
+
+class Rounded(torch.nn.Module):
+    """Its gradient is zero everywhere."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.round(x[:, :, ::28, ::28].flatten(1) * 9)
+
+
+class Counted(torch.nn.Module):
+    """Whole numbers carry no gradient at all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[:, :, ::28, ::28].flatten(1) * 9).int().float()
+
+
+class Ordered(torch.nn.Module):
+    """Sorting is not among what the converter knows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nonzero(x[:, 0, ::28, ::28] > 0).float()
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [(Rounded(), "bad gives no gradient"), (Counted(), "bad gives no gradient"), (Ordered(), "bad"), (None, "rebuild")],
+)
+def test_a_recognizer_that_cannot_be_a_surrogate_is_named(
+    recognizer_folder: Path, tmp_path: Path, net: torch.nn.Module | None, said: str
+) -> None:
+    content = json.loads((recognizer_folder / "recognizers.json").read_text())
+    content["recognizers"] = [
+        {**content["recognizers"][0], "file": str(recognizer_folder / "one.onnx")},
+        {**content["recognizers"][0], "name": "bad", "file": "bad.onnx"},
+    ]
+    (tmp_path / "recognizers.json").write_text(json.dumps(content))
+    if net is None:
+        (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    else:
+        torch.onnx.export(
+            net, (torch.zeros(1, 3, 112, 112),), str(tmp_path / "bad.onnx"), input_names=["data"],
+            output_names=["out"], opset_version=17, dynamo=False,
+        )  # fmt: skip
+    with pytest.raises(TrainingError, match=said) as caught:
+        open_surrogates(tmp_path, ["one", "bad"])
+    assert "--surrogate" in caught.value.hint
+
+
+def test_one_surrogate_named_twice_is_one(recognizer_folder: Path) -> None:
+    with pytest.raises(TrainingError, match="one surrogate fools only that one"):
+        open_surrogates(recognizer_folder, ["one", "one"])

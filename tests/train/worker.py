@@ -2,7 +2,8 @@
 
     python worker.py JOB.pt
 
-The job holds the training set, the surrogates' folder, and what to train: (stage's number, settings, run folder) each.
+The job holds the training set, the surrogates' folder, and what to train: (stage's number, settings, run folder) each;
+it goes on with what it finds there. Of several processes each leaves what it has come to as rankN.pt.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from conftest import Projection  # this file's folder is where Python looks first
 
 from emask.train.loop import Run, run_stage
 from emask.train.place import join
@@ -23,9 +25,10 @@ torch.set_num_threads(1)
 job = torch.load(Path(sys.argv[1]), weights_only=False)
 cards = read_cards(job["recognizers"])
 surrogates = [Surrogate(cards[name]).eval() for name in ("one", "two")]
+recognizers = [Projection().requires_grad_(False)]
 place = join("cpu")
 for number, config, folder in job["stages"]:
-    stage = open_stage(number, Setting(job["data"], config, place, surrogates), folder)
+    stage = open_stage(number, Setting(job["data"], config, place, surrogates, recognizers), folder)
     if job["pause"]:
         step = stage.step
 
@@ -34,6 +37,9 @@ for number, config, folder in job["stages"]:
             return step(progress)
 
         stage.step = slow  # type: ignore[method-assign]
-    run_stage(stage, Run(folder, save_every=0.0))
+    run_stage(stage, Run(folder, resume=True, save_every=0.0))
+    if place.world > 1:
+        told = place.broadcast(torch.tensor([2.0, place.rank])), place.gather(torch.tensor([[2.0, place.rank]]))
+        torch.save({"state": stage.state(0.0), "told": told}, folder / f"rank{place.rank}.pt")
 if place.world > 1:
     torch.distributed.destroy_process_group()
