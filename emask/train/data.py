@@ -27,7 +27,7 @@ from emask.paths import PHOTO_SUFFIXES
 TEST_FOLDS = (9, 10)
 # Of photos without a person folder (FFHQ), every tenth is kept out of training.
 FLAT_TEST_EVERY = 10
-# In a folder of crops that are aligned already: their size, and who is kept out.
+# In a folder of crops that are aligned already.
 PACKED = "packed.json"
 
 
@@ -89,7 +89,7 @@ def find_photos(data: Path) -> list[Path]:
 
 def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
     """The person and the test flag of each photo. A person is a folder that holds only that person's photos."""
-    packed = held_out_of_packed(data)
+    packed = is_packed(data)  # photos that are kept out are not among these, so that counting would choose others
     pairs = data / "lfw_pairs.txt"
     held_out = pairs_people(pairs) if pairs.exists() else set()
     people, test = [], []
@@ -100,10 +100,8 @@ def split(data: Path, photos: list[Path]) -> tuple[list[str], list[bool]]:
             test.append(photo.parent.name in held_out)
         else:
             people.append(str(photo.relative_to(data)))
-            test.append(flat_seen % FLAT_TEST_EVERY == 0)
+            test.append(not packed and flat_seen % FLAT_TEST_EVERY == 0)
             flat_seen += 1
-    if packed is not None:  # photos without a face are not among these, so that counting would choose others
-        test = [photo.relative_to(data).as_posix() in packed for photo in photos]
     return people, test
 
 
@@ -144,7 +142,7 @@ def load_crops(
     if not photos:
         raise TrainingError(f"no photos in {data}", "give a folder of .jpg, .png or .webp files with --data")
     listing = "\n".join(f"{p.relative_to(data)} {p.stat().st_size}" for p in photos)
-    packed = "" if held_out_of_packed(data) is None else f"{PACKED}\n"
+    packed = f"{PACKED}\n" if is_packed(data) else ""
     stem = hashlib.sha256(f"{CROP}\n{packed}{listing}".encode()).hexdigest()[:16]
     pixels_file, index_file = cache / f"{stem}.npy", cache / f"{stem}.json"
     if not index_file.exists():
@@ -166,25 +164,21 @@ def load_crops(
     )
 
 
-def held_out_of_packed(data: Path) -> set[str] | None:
-    """Photos kept out of all training in a folder whose pictures are aligned crops already (`emask.train.pack`).
-
-    Returns:
-        Their paths below the folder, with slashes; None for a folder of photos.
+def is_packed(data: Path) -> bool:
+    """Whether a folder's pictures are aligned crops already, all of people that training may see (`emask.train.pack`).
 
     Raises:
-        TrainingError: its list is damaged, or its crops are of another size than this version's.
+        TrainingError: what says so is damaged, or the crops are of another size than this version's.
     """
     try:
-        content = json.loads((data / PACKED).read_text(encoding="utf-8"))
-        size, held_out = content["size"], set(content["held_out"])
+        size = json.loads((data / PACKED).read_text(encoding="utf-8"))["size"]
     except FileNotFoundError:
-        return None
+        return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{data / PACKED} is damaged", "pack the photos again") from error
     if size != CROP:
         raise TrainingError(f"{data} holds crops of {size} pixels, not {CROP}", "pack the photos again")
-    return held_out
+    return True
 
 
 def _aligned(detector: Detector) -> Callable[[Sequence[np.ndarray]], list[np.ndarray | None]]:
@@ -206,7 +200,7 @@ def _pack(
     data: Path, photos: list[Path], pixels_file: Path, index_file: Path,
     progress: Callable[[int, int], None] | None, device: str,
 ) -> None:  # fmt: skip
-    found_in = _aligned_before if held_out_of_packed(data) is not None else _aligned(Detector(device))
+    found_in = _aligned_before if is_packed(data) else _aligned(Detector(device))
     pixels_file.parent.mkdir(parents=True, exist_ok=True)
     crops, kept = [], []
     left_out: list[str] = []

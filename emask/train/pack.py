@@ -1,8 +1,7 @@
 """Photos as small aligned crops, to train on another machine: `python -m emask.train.pack --data DIR --out DIR`.
 
-What comes out is a data folder of its own: the crops under the photos' names, the labels and the pairs beside them, and
-a list of who is kept out of training, which the other machine could not tell again. It takes no face detector there,
-and a few kilobytes a face.
+What comes out is a data folder of its own: crops of the people that training may see under the photos' names, and their
+labels. Those kept out of training do not travel. It takes no face detector there, and a few kilobytes a face.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from platformdirs import user_cache_path
 
@@ -24,11 +24,12 @@ from emask.images import write_bytes
 from emask.paths import make_folder
 from emask.train.data import PACKED, Crops, load_crops
 
-QUALITY = 92
+# Of JPEG and WebP without loss of colour resolution: 41 dB, 5.7 KiB a crop on LFW and FFHQ.
+QUALITY = 88
 
 
-def pack(data: Path, crops: Crops, out: Path) -> int:
-    """Write crops as a data folder.
+def pack(data: Path, crops: Crops, out: Path) -> tuple[int, int]:
+    """Write the crops that training may see as a data folder.
 
     Args:
         data: the folder of photos they are of.
@@ -36,7 +37,7 @@ def pack(data: Path, crops: Crops, out: Path) -> int:
         out: a folder that is not there, or empty.
 
     Returns:
-        The bytes of all crops together.
+        How many, and their bytes together.
 
     Raises:
         UsageError: the folder has something in it.
@@ -47,23 +48,23 @@ def pack(data: Path, crops: Crops, out: Path) -> int:
         raise UsageError(f"{out} is not empty", "name a new folder with --out")
     written = 0
     try:
-        for name, pixels in zip(crops.names, crops.pixels, strict=True):
-            path = out / name
+        kept = np.flatnonzero(~crops.test).tolist()
+        for number in kept:
+            path = out / crops.names[number]
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BytesIO()
             kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
             options = {"subsampling": 0} if kind == "JPEG" else {}
-            Image.fromarray(pixels).save(file, kind, quality=QUALITY, **options)
+            Image.fromarray(crops.pixels[number]).save(file, kind, quality=QUALITY, **options)
             path.write_bytes(file.getvalue())
             written += file.tell()
-        for path in [*data.glob("*attr*.csv"), *data.glob("lfw_pairs.txt")]:
-            shutil.copyfile(path, out / path.name)
-        held_out = [Path(name).as_posix() for name, test in zip(crops.names, crops.test, strict=True) if test]
+        for table in data.glob("*attr*.csv"):
+            shutil.copyfile(table, out / table.name)
         # last, so that a folder that was left half done is none
-        write_bytes(out / PACKED, json.dumps({"size": CROP, "held_out": held_out}).encode())
+        write_bytes(out / PACKED, json.dumps({"size": CROP}).encode())
     except OSError as error:
         raise EmaskError(f"cannot write to {out}: {error.strerror or error}", "free some space") from error
-    return written
+    return len(kept), written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         crops = load_crops(options.data, user_cache_path("emask") / "training")
-        written = pack(options.data, crops, options.out)
+        count, written = pack(options.data, crops, options.out)
     except EmaskError as error:
         print(error.line, file=sys.stderr)
         return error.exit_code
-    print(f"{len(crops.names)} crops, {written / 2**20:.1f} MiB: {options.out}")
+    print(f"{count} crops, {written / 2**20:.1f} MiB: {options.out}")
     return 0
 
 
