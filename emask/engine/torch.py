@@ -79,7 +79,6 @@ class TorchEngine(GraphEngine):
     """
 
     def __init__(self, files: dict[str, Path], device: Device = "auto", batch_size: int = BATCH) -> None:
-
         super().__init__(files, batch_size)
         self._device = torch_device(device)
         self.name = torch_name(self._device)
