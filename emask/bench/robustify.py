@@ -35,7 +35,7 @@ from emask.recognize.cards import FOLDER_CARDS, folder_cards
 from emask.train.data import TEST_FOLDS, Crops, load_crops, read_pairs
 from emask.train.distill import to_float
 from emask.train.export import OPSET, TOLERANCE
-from emask.train.place import join
+from emask.train.place import Place, join
 from emask.train.surrogates import Surrogate
 from emask.weights import sha256
 
@@ -319,7 +319,7 @@ def _one(
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """A recognizer's new card, and its file under a temporary name."""
     net = open_trainable(card)
-    choice = "cpu" if device.type == "cpu" else "auto"  # ONNX Runtime may lack the GPU that torch has
+    choice = Place(device).choice
     first = Recognizer(card, choice)
     # on the CPU both: the CUDA provider rounds more coarsely (TF32)
     difference = disagreement(net, Recognizer(card, "cpu"))

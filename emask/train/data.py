@@ -142,11 +142,13 @@ def load_crops(
     if not photos:
         raise TrainingError(f"no photos in {data}", "give a folder of .jpg, .png or .webp files with --data")
     listing = "\n".join(f"{p.relative_to(data)} {p.stat().st_size}" for p in photos)
-    packed = f"{PACKED}\n" if is_packed(data) else ""
-    stem = hashlib.sha256(f"{CROP}\n{packed}{listing}".encode()).hexdigest()[:16]
+    packed = is_packed(data)
+    kind = f"{PACKED}\n" if packed else ""
+    stem = hashlib.sha256(f"{CROP}\n{kind}{listing}".encode()).hexdigest()[:16]
     pixels_file, index_file = cache / f"{stem}.npy", cache / f"{stem}.json"
     if not index_file.exists():
-        _pack(data, photos, pixels_file, index_file, progress, device)
+        find = _aligned_before if packed else _aligned(Detector(device))
+        _pack(data, photos, pixels_file, index_file, progress, find)
     index = json.loads(index_file.read_text(encoding="utf-8"))
     for line in index.get("left_out", []):  # an older version kept none
         tell(line)
@@ -198,9 +200,8 @@ def _aligned_before(images: Sequence[np.ndarray]) -> list[np.ndarray | None]:
 
 def _pack(
     data: Path, photos: list[Path], pixels_file: Path, index_file: Path,
-    progress: Callable[[int, int], None] | None, device: str,
+    progress: Callable[[int, int], None] | None, find: Callable[[Sequence[np.ndarray]], list[np.ndarray | None]],
 ) -> None:  # fmt: skip
-    found_in = _aligned_before if is_packed(data) else _aligned(Detector(device))
     pixels_file.parent.mkdir(parents=True, exist_ok=True)
     crops, kept = [], []
     left_out: list[str] = []
@@ -208,7 +209,7 @@ def _pack(
     for start in range(0, len(photos), step):
         images = enumerate(read_photos(photos[start : start + step], left_out.append), start)
         readable = [(number, image) for number, image in images if image is not None]
-        found = found_in([image for _, image in readable])
+        found = find([image for _, image in readable])
         for (number, _), crop in zip(readable, found, strict=True):
             if crop is not None:
                 crops.append(crop)

@@ -176,19 +176,21 @@ class Surrogate(nn.Module):
         super().__init__()
         self.card = card
         self.net = _converted(card) if net is None else net
-        self.net.to(memory_format=torch.channels_last)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
 
-    def prepare(self, crops: Tensor) -> Tensor:
-        """Cut the recognizer's input from crops and normalise it."""
+    def cut(self, crops: Tensor) -> Tensor:
+        """What the recognizer looks at of crops, in its size."""
         offset = MARGIN if crops.shape[-1] != INNER else 0
         height, width = self.card.size
         top, left = offset + (INNER - height) // 2, offset + (INNER - width) // 2
-        x = crops[:, :, top : top + height, left : left + width]
-        x = ((x + 1.0) * 127.5 - self.mean) / self.std  # type: ignore[operator]
+        return crops[:, :, top : top + height, left : left + width]
+
+    def prepare(self, crops: Tensor) -> Tensor:
+        """Cut the recognizer's input from crops and normalise it."""
+        x = ((self.cut(crops) + 1.0) * 127.5 - self.mean) / self.std  # type: ignore[operator]
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, crops: Tensor) -> Tensor:
@@ -213,19 +215,15 @@ class FaceNet(Surrogate):
         data, file = FACENETS[name]
         path = Path(get_torch_home()) / "checkpoints" / file
         try:
-            net = InceptionResnetV1(pretrained=data).eval()
+            net = InceptionResnetV1(pretrained=data).eval().to(memory_format=torch.channels_last)
         except Exception as error:  # the network's, the file system's and torch's own
             reason = first_line(error)
             raise TrainingError(f"the weights of {name} cannot be had: {reason}", f"put them at {path}") from error
         grey, scale = (127.5, 127.5, 127.5), (128.0, 128.0, 128.0)
         super().__init__(Card(name, path, size=(FACENET_SIZE, FACENET_SIZE), mean=grey, std=scale), net)
 
-    def prepare(self, crops: Tensor) -> Tensor:
-        """Enlarge crops to the recognizer's input and normalise it."""
+    def cut(self, crops: Tensor) -> Tensor:
+        """All of a crop, enlarged."""
         # in float32, as the noise before it: half precision would round small changes away
         with torch.autocast(crops.device.type, enabled=False):
-            x = nn.functional.interpolate(
-                crops.float(), size=(FACENET_SIZE, FACENET_SIZE), mode="bilinear", align_corners=False
-            )
-        x = ((x + 1.0) * 127.5 - self.mean) / self.std  # type: ignore[operator]
-        return x.contiguous(memory_format=torch.channels_last)
+            return nn.functional.interpolate(crops.float(), size=self.card.size, mode="bilinear", align_corners=False)
