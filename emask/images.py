@@ -74,8 +74,8 @@ def load_photo(source: str | Path | bytes, *, metadata: Metadata = "strip", name
     Args:
         source: a path, or the encoded bytes.
         metadata: "strip" keeps camera, date, exposure and colour profile and drops the rest, location, serial numbers
-            and names with it; "keep" keeps all. Either way the orientation is applied, and embedded thumbnails, which
-            show the unchanged face, are dropped.
+            and names with it; "keep" keeps all. Either way the orientation is applied, and embedded thumbnails and
+            previews, which show the unchanged face, are dropped, with the maker's notes or the XMP that they lie in.
         name: used in error messages; the path when omitted.
 
     Raises:
@@ -221,7 +221,7 @@ def _encoder_arguments(
             chunks.add(name, content)
     if metadata == "keep":
         xmp = info.get("xmp")
-        if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and b"humbnail" not in xmp:
+        if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and not _shows_a_picture(xmp):
             save["xmp"] = _upright_xmp(xmp)
         if file_format == "JPEG" and info.get("comment"):
             save["comment"] = info["comment"]
@@ -229,7 +229,7 @@ def _encoder_arguments(
         if file_format == "PNG" and text:
             for key, value in text.items():
                 if key == "XML:com.adobe.xmp":
-                    if "humbnail" in value:
+                    if _shows_a_picture(value.encode()):
                         continue
                     value = _upright_xmp(value.encode()).decode()
                 # ImageMagick's way to store EXIF, which is written as such, and others that may have thumbnails
@@ -256,6 +256,11 @@ def _upright_xmp(xmp: bytes) -> bytes:
     return re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
 
 
+def _shows_a_picture(value: bytes) -> bool:
+    """Whether metadata holds a picture (JPEG, also in base64, or a thumbnail), which would show the unchanged face."""
+    return b"\xff\xd8\xff" in value or b"/9j/" in value or b"humbnail" in value
+
+
 def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
     """EXIF to write back: upright, without a thumbnail, and with public entries alone unless all are kept."""
     try:
@@ -273,6 +278,10 @@ def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
             exif._ifds.pop(ExifTags.IFD.GPSInfo, None)
             for tag in set(details) - _PUBLIC_EXIF:
                 del details[tag]
+        # makers keep a preview of half the photo's size in their notes
+        for entries in (exif, details):
+            for tag in [tag for tag, value in entries.items() if isinstance(value, bytes) and _shows_a_picture(value)]:
+                del entries[tag]
         return exif.tobytes() or None
     except Exception:  # damaged EXIF cannot be cleaned, so none of it is kept
         return None

@@ -120,6 +120,7 @@ def test_text_of_a_png_keeps_no_thumbnail() -> None:
     turned = {"Comment": "by the sea", "XML:com.adobe.xmp": '<x tiff:Orientation="6"/>'}
     assert kept(**turned) == {**turned, "XML:com.adobe.xmp": '<x tiff:Orientation="1"/>'}
     assert kept(**{"XML:com.adobe.xmp": "<xmp:Thumbnails/>", "Raw profile type 8bim": "8bim 1 00"}) == {}
+    assert kept(**{"XML:com.adobe.xmp": '<x GImage:Data="/9j/4AAQ"/>'}) == {}
 
 
 def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:
@@ -140,6 +141,21 @@ def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:
     assert Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.IFD1)
     for metadata in ("strip", "keep"):
         assert b"THUMBNAIL-MARK" not in encode_photo(load_photo(data, metadata=metadata))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_a_preview_in_the_makers_notes_is_never_kept(file_format: str) -> None:
+    def written(notes: bytes) -> bytes:
+        exif = exif_with_everything()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = notes
+        data = encoded(picture(), file_format, exif=exif)
+        assert b"MAKER-MARK" in data
+        return encode_photo(load_photo(data, metadata="keep"))
+
+    kept = written(b"Maker\0MAKER-MARK")
+    assert b"MAKER-MARK" in kept
+    dropped = written(b"Maker\0MAKER-MARK" + encoded(picture(size=(16, 16)), "JPEG"))
+    assert b"MAKER-MARK" not in dropped and b"SN-12345" in dropped
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
