@@ -2,8 +2,11 @@
 
     emask bench compare old/bench.json new/bench.json [--rows 20]      (or: python -m emask.bench.compare)
 
-Counts every row in which the new run is better or worse, by kind of figure; "clearly" where the two 95% Wilson
-intervals do not overlap. The runs should have the same faces, targets and judges; what only one has is left out.
+Counts every row in which the new run is better or worse, by kind of figure. "Clearly": of the photos that one run gets
+right and the other does not, so many are on one side that chance would bring it about in less than one case in twenty
+(McNemar's exact test, on the cosines in similarities.npz beside each bench.json). Where there are no cosines of the
+same photos, as after handling, the two 95% Wilson intervals must not overlap, which asks for more. The runs should have
+the same faces, targets and judges; what only one has is left out.
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from emask.bench.metrics import mcnemar
 from emask.bench.report import damage, read
+from emask.bench.resume import COSINES, read_cosines
 from emask.bench.table import markdown_table
 from emask.errors import as_program
 
@@ -24,6 +31,16 @@ PARTS = ("targets", "unseen", "erasing", "handling")
 SHARES = ("impersonation_given", "impersonation_other", "dodging_other", "dodging_same", "reverified_other",
           "reverified_same", "erased")  # fmt: skip
 QUALITY = ("psnr_mean", "psnr_min", "ssim_mean")
+# Which photo's cosine with whom decides a share, and whether it has to be accepted; see emask.bench.protocol.
+DECIDED_BY = {
+    "impersonation_given": ("protected-given", True), "impersonation_other": ("protected-target", True),
+    "dodging_other": ("protected-owner", False), "dodging_same": ("protected-same", False),
+    "reverified_other": ("restored-owner", True), "reverified_same": ("restored-same", True),
+    "erased": ("restored-given", False),
+}  # fmt: skip
+CHANCE = 0.05
+
+Cosines = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,20 +50,32 @@ class Row:
     Attributes:
         part: "targets", "unseen", "erasing" or "handling"; figure: its name; where: the names that lead to it.
         old, new: shares 0..1, dB, or SSIM.
-        clear: the intervals do not overlap; never for figures without one.
+        clear: more than chance: by McNemar's test on the same photos, else by intervals that do not overlap; never for
+            figures without an interval.
+        paired: it was the test.
     """
 
     part: str
     figure: str
-    where: str
+    where: tuple[str, ...]
     old: float
     new: float
     clear: bool
+    paired: bool = False
 
 
-def rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
-    """The figures of merit that both documents of `emask bench --json` have."""
-    return [row for part in PARTS if part in old and part in new for row in _rows(part, "", (), old[part], new[part])]
+def rows(
+    old: Mapping[str, Any], new: Mapping[str, Any], cosines: tuple[Cosines, Cosines] | None = None
+) -> list[Row]:
+    """The figures of merit that both documents of `emask bench --json` have.
+
+    Args:
+        cosines: of both runs, "LABEL/JUDGE/KIND-AGAINST" to (N,); not looked at where the photos are not the same.
+    """
+    found = [row for part in PARTS if part in old and part in new for row in _rows(part, "", (), old[part], new[part])]
+    if cosines is None or any(old.get(key) != new.get(key) for key in ("photos", "unseen_targets", "default_target")):
+        return found
+    return [_paired(row, old, new, *cosines) for row in found]
 
 
 def _rows(part: str, figure: str, path: tuple[str, ...], old: Any, new: Any) -> Iterator[Row]:
@@ -54,16 +83,37 @@ def _rows(part: str, figure: str, path: tuple[str, ...], old: Any, new: Any) -> 
         if "value" in old and "value" in new:
             if figure and old["value"] is not None and new["value"] is not None:
                 apart = old["high"] < new["low"] or new["high"] < old["low"]
-                where = " ".join(name for name in path if name not in ("recognizers", figure))
+                where = tuple(name for name in path if name not in ("recognizers", figure))
                 yield Row(part, figure, where, old["value"], new["value"], apart)
             return
         for key in old:
             if key in new:
                 name = key if key in SHARES else figure
                 if key in QUALITY:
-                    yield Row(part, key, " ".join(path), old[key], new[key], False)
+                    yield Row(part, key, path, old[key], new[key], False)
                 elif not key.endswith(("_clean", "_protected")):
                     yield from _rows(part, name, (*path, key), old[key], new[key])
+
+
+def _paired(row: Row, old: Mapping[str, Any], new: Mapping[str, Any], before: Cosines, after: Cosines) -> Row:
+    """The row as McNemar's test sees it, where there are cosines for it."""
+    from emask.bench.protocol import UNSEEN  # brings the models' libraries
+
+    if row.figure not in DECIDED_BY or row.part == "handling":
+        return row
+    *label, judge, far = row.where
+    name = label[0] if label else UNSEEN
+    name = {"default target": str(old.get("default_target")), "unseen targets": UNSEEN}.get(name, name)
+    kind, accepting = DECIDED_BY[row.figure]
+    key = f"{name}/{judge}/{kind}"
+    if key not in before or key not in after or before[key].shape != after[key].shape:
+        return row
+    # a face that was not found (nan) is on neither side of a threshold, and so fails
+    hits = [
+        cosine >= document["thresholds"][judge][far] if accepting else cosine < document["thresholds"][judge][far]
+        for document, cosine in ((old, before[key]), (new, after[key]))
+    ]
+    return replace(row, clear=mcnemar(*hits) < CHANCE, paired=True)
 
 
 def render(found: Sequence[Row], most: int) -> str:
@@ -79,7 +129,9 @@ def render(found: Sequence[Row], most: int) -> str:
         counts = [f"{len(side)} ({sum(row.clear for row in side)})" for side in _sides(own)]
         lines.append([part, figure, f"{len(own)}", change, *counts])
     better, worse = _sides(found)
-    text = [f"{len(found)} figures: {len(better)} better, {len(worse)} worse.", ""]
+    paired = sum(row.paired for row in found)
+    tested = f"{paired} of them compared photo by photo" if paired else "none compared photo by photo"
+    text = [f"{len(found)} figures: {len(better)} better, {len(worse)} worse; {tested}.", ""]
     text += markdown_table(["part", "figure", "rows", "mean change", "better (clearly)", "worse (clearly)"], lines)
     # a dB counts as a point
     lost = sorted(worse, key=lambda row: (row.new - row.old) * (1 if row.figure in SHARES else 0.01))[:most]
@@ -87,7 +139,7 @@ def render(found: Sequence[Row], most: int) -> str:
         cells = []
         for row in lost:
             scale, digits, unit = _scale(row.figure)
-            cells.append([row.part, row.where, row.figure, f"{scale * row.old:.{digits}f}",
+            cells.append([row.part, " ".join(row.where), row.figure, f"{scale * row.old:.{digits}f}",
                           f"{scale * row.new:.{digits}f} {unit}".strip()])  # fmt: skip
         text += ["", "Lost most:", "", *markdown_table(["part", "where", "figure", "old", "new"], cells)]
     return "\n".join(text)
@@ -112,8 +164,10 @@ def between(old: Path, new: Path, most: int) -> str:
         UsageError: one cannot be read, or is damaged.
     """
     documents = read(old), read(new)
+    before, after = (read_cosines(path.with_name(COSINES)) for path in (old, new))
+    cosines = None if before is None or after is None else (before, after)
     with damage(old, new):
-        return render(rows(*documents), most)
+        return render(rows(*documents, cosines), most)
 
 
 @as_program

@@ -10,6 +10,7 @@ from emask.bench.table import owners
 FEW = 100  # photos; a share of one half then has an interval of 20 points
 LOST = 0.02  # share of faces not found again
 STRANGE = 5.0  # how many times as many clean photos are taken for the target as the false accept rate says
+LIKENESS = {"impersonation_given_clean": "", "impersonation_other_clean": ", by another photo"}
 KNOWN = 0.9  # share of clean photos that a recognizer should take for their owner
 
 
@@ -37,11 +38,13 @@ def doubts(document: Mapping[str, Any], white_box: Collection[str]) -> list[str]
             lost = f"{entry['not_found']} of {faces} faces were not found again"
             found.append(f"{where}: {lost}, which counts as failure")
         for judge, figures in entry["recognizers"].items():
-            for far, rate in figures["impersonation_given_clean"].items():
-                # with its interval: one photo in a few is no reason
-                if rate["value"] is not None and rate["low"] > STRANGE * float(far):
-                    share = f"{100 * rate['value']:.1f}% of the clean photos"
-                    found.append(f"{where}: {judge} takes {share} for the target at FAR {far}; they look alike")
+            for figure, photo in LIKENESS.items():
+                for far, rate in figures.get(figure, {}).items():
+                    # with its interval: one photo in a few is no reason
+                    if rate["value"] is not None and rate["low"] > STRANGE * float(far):
+                        share = f"{100 * rate['value']:.1f}% of the clean photos"
+                        alike = f"for the target at FAR {far}{photo}; they look alike"
+                        found.append(f"{where}: {judge} takes {share} {alike}")
     for judge, figures in sections[0][1]["recognizers"].items() if sections else ():
         # whose photos these are does not depend on the target
         for far, rate in figures.get("dodging_other_clean", {}).items():

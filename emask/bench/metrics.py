@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,21 @@ def rate(hits: np.ndarray) -> Rate:
     k, n = int(np.sum(hits)), len(hits)
     low, high = wilson(k, n)
     return Rate(k, n, k / n if n else float("nan"), low, high)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """How likely chance alone sets two ways so far apart that were tried on the same photos: McNemar's exact test.
+
+    Args:
+        first, second: (N,) bool, which photos each gets right.
+
+    Returns:
+        The two-sided p-value in (0, 1]; 1 where both get the same photos right.
+    """
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    apart = only_first + only_second
+    tail = sum(math.comb(apart, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**apart)
 
 
 def accepted(first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emask.bench.doubts import doubts
 from emask.bench.resume import kept_in
 from emask.bench.table import markdown_table, mean_percent, nearness
 from emask.drawing import as_png, blank
@@ -108,6 +109,7 @@ def render(documents: Sequence[Mapping[str, Any]]) -> str:
         f"{first['faces']} photos, {len(first['unseen_targets'])} unseen targets, {first['settings']['refine']} steps "
         f"of refining; percent, mean over {', '.join(first['thresholds'])}, clean photos in parentheses.",
         "",
+        *(f"**Warning**: {warning}.\n" for warning in doubts(first, ())),
     ]
     header = ["w", "eps", "PSNR (dB)", "SSIM", *(title for title, _ in FIGURES.values()), "PSNR erased (dB)"]
     for far in next(iter(first["thresholds"].values())):

@@ -33,6 +33,9 @@ def test_a_sound_run_has_none() -> None:
 
 
 def test_each_reason_is_said() -> None:
+    by_another = document()
+    alike = document(alike=30)["unseen"]["recognizers"]["judge"]["impersonation_given_clean"]
+    by_another["unseen"]["recognizers"]["judge"]["impersonation_other_clean"] = alike
     for changed, white_box, said in (
         ({**document(), "photos": [{"person": str(i % 150), "source": str(i)} for i in range(200)]}, [], "150 people"),
         (document(faces=40, known=40, alike=0), [], "40 photos"),
@@ -40,6 +43,7 @@ def test_each_reason_is_said() -> None:
         (document(lost=9), [], "9 of 200 faces were not found"),
         (document(lost_after=9), [], "erasing, default target: 9 of 200 faces"),
         (document(alike=30), [], "15.0% of the clean photos for the target at FAR 0.01"),
+        (by_another, [], "15.0% of the clean photos for the target at FAR 0.01, by another photo"),
         (document(known=150), [], "only 75.0% of the clean photos"),
     ):
         found = doubts(changed, white_box)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from skimage.metrics import peak_signal_noise_ratio
 
 from emask.bench import accepted, lfw_accuracy, psnr, rate, rejected, wilson
-from emask.bench.metrics import PSNR_CEILING, ssim
+from emask.bench.metrics import PSNR_CEILING, mcnemar, ssim
 from emask.bench.protocol import score_erasing, score_protection
 
 
@@ -32,6 +33,22 @@ def test_wilson_contains_the_share_and_is_symmetric(n: int, data: st.DataObject)
     assert 0 <= low <= hits / n + 1e-12 and hits / n - 1e-12 <= high <= 1
     mirrored = wilson(n - hits, n)
     assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-12)
+
+
+def test_mcnemar_against_the_binomial_distribution() -> None:
+    """Pairs that both get right, or neither, say nothing; the others are heads and tails."""
+
+    def p(both: int, first: int, second: int, neither: int) -> float:
+        a = np.repeat([True, True, False, False], (both, first, second, neither))
+        b = np.repeat([True, False, True, False], (both, first, second, neither))
+        return mcnemar(a, b)
+
+    assert p(50, 0, 0, 50) == 1.0
+    assert p(3, 0, 12, 9) == p(80, 12, 0, 1) == pytest.approx(2 / 2**12)
+    assert p(0, 1, 1, 0) == 1.0
+    for first, second in ((5, 16), (12, 24), (59, 121)):
+        expected = binomtest(first, first + second, 0.5).pvalue
+        assert p(10, first, second, 10) == pytest.approx(expected) == p(7, second, first, 0)
 
 
 def test_rate_to_json() -> None:

@@ -14,15 +14,20 @@ from emask.errors import UsageError
 
 def document(w: float, eps: float) -> dict[str, Any]:
     def rates(value: float) -> dict[str, Any]:
-        return {"0.01": {"value": value}}
+        return {"0.01": {"value": value, "low": value - 0.01}}
 
     protected = {"impersonation_given": rates(0.05 * eps), "impersonation_given_clean": rates(0.01)}
     restored = {"reverified_other": rates(0.97), "reverified_other_clean": rates(0.99)}
     return {
         "settings": {"w": w, "eps": eps, "refine": 20, "seed": 0}, "faces": 50, "unseen_targets": [{}] * 4,
-        "thresholds": {"judge": {"0.01": 0.2}},
-        "unseen": {"recognizers": {"judge": protected}, "after_jpeg": {"psnr_mean": 45 - eps, "ssim_mean": 0.9}},
-        "erasing": {"unseen targets": {"recognizers": {"judge": restored}, "restored": {"psnr_mean": 38.0}}},
+        "thresholds": {"judge": {"0.01": 0.2}}, "targets": {},
+        "unseen": {
+            "not_found": 0, "recognizers": {"judge": protected},
+            "after_jpeg": {"psnr_mean": 45 - eps, "ssim_mean": 0.9},
+        },
+        "erasing": {
+            "unseen targets": {"not_found": 0, "recognizers": {"judge": restored}, "restored": {"psnr_mean": 38.0}}
+        },
     }  # fmt: skip
 
 
@@ -38,6 +43,8 @@ def test_table_and_picture() -> None:
     table = render(documents)
     assert "| 0 | 6 | 39.0 | 0.900 | 30.0 (1.0) | - | - | 97.0 (99.0) | - | 38.0 |" in table
     assert table.count("\n| 0") == 4 and "50 photos, 4 unseen targets" in table
+    assert "**Warning**: 50 photos: the intervals are wide" in table
+    assert "**Warning**" not in render([{**one, "faces": 100} for one in documents])
     pytest.importorskip("matplotlib")
     png = plot(documents)
     assert png is not None
