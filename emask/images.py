@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from emask.errors import EmaskError, ImageError
 
@@ -43,6 +43,20 @@ _PUBLIC_EXIF = {
     FocalLengthIn35mmFilm SceneCaptureType GainControl Contrast Saturation Sharpness SubjectDistanceRange
     LensSpecification LensMake LensModel Gamma""".split()
 }
+# How to turn a stored picture upright, by the orientation that EXIF gives it.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# How a JPEG, PNG or WebP begins, as it is and in base64.
+_PICTURE = re.compile(rb"\xff\xd8\xff|/9j/|\x89PNG|iVBORw0KGgo|RIFF.{4}WEBP|UklGR", re.DOTALL)
+# Photoshop's resource that holds IPTC: captions, names, places.
+_IPTC = 0x0404
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,8 @@ def load_photo(source: str | Path | bytes, *, metadata: Metadata = "strip", name
         source: a path, or the encoded bytes.
         metadata: "strip" keeps camera, date, exposure and colour profile and drops the rest, location, serial numbers
             and names with it; "keep" keeps all. Either way the orientation is applied, and embedded thumbnails and
-            previews, which show the unchanged face, are dropped, with the maker's notes or the XMP that they lie in.
+            previews, which show the unchanged face, are dropped, with the maker's notes, XMP, IPTC, comment or text
+            that they lie in.
         name: used in error messages; the path when omitted.
 
     Raises:
@@ -141,10 +156,10 @@ def _from_image(image: Image.Image, data: bytes, label: str, metadata: Metadata)
     if file_format == "PNG" and "transparency" in info:
         image.info["transparency"] = _transparency_in_8_bits(image.mode, data[24], info["transparency"])
     upright = _upright(image)  # before the EXIF is cleaned: Pillow hands out one and the same EXIF object
-    save = _encoder_arguments(image, file_format, info, metadata)
+    save = _encoder_arguments(image, upright.size, file_format, info, metadata)
     image = upright
     if cmyk:  # written back as RGB, to which a CMYK profile does not apply
-        save.pop("icc_profile", None)
+        image = _cmyk_to_rgb(image, save.pop("icc_profile", None))
     transparent = "transparency" in info
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip instead of scaling
         values = np.asarray(image)
@@ -186,10 +201,28 @@ def _transparency_in_8_bits(mode: str, depth: int, stored: Any) -> Any:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose would write the EXIF anew as well, which fails where an entry is of an unusual type
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # unreadable EXIF: the picture stays as stored
         return image
+    if isinstance(orientation, bytes) and len(orientation) == 1:  # stored as a byte
+        orientation = orientation[0]
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _cmyk_to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours as the profile has them: inks differ so much that without it they come out far too bright."""
+    if profile:
+        try:
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB")
+            if converted is not None:  # it is for in-place conversion alone
+                return converted
+        except ImageCms.PyCMSError:
+            pass  # a damaged profile, or one for other colours
+    return image.convert("RGB")
 
 
 def _is_lossless_webp(data: bytes) -> bool:
@@ -205,14 +238,14 @@ def _is_lossless_webp(data: bytes) -> bool:
 
 
 def _encoder_arguments(
-    image: Image.Image, file_format: str, info: dict[str, Any], metadata: Metadata
+    image: Image.Image, size: tuple[int, int], file_format: str, info: dict[str, Any], metadata: Metadata
 ) -> dict[str, Any]:
     save: dict[str, Any] = {}
     if info.get("icc_profile"):
         save["icc_profile"] = info["icc_profile"]
     if "dpi" in info and file_format in ("JPEG", "PNG"):
         save["dpi"] = info["dpi"]
-    exif = _clean_exif(image, metadata)
+    exif = _clean_exif(image, size, metadata)
     if exif:
         save["exif"] = exif
     chunks = PngImagePlugin.PngInfo()
@@ -223,8 +256,10 @@ def _encoder_arguments(
         xmp = info.get("xmp")
         if isinstance(xmp, bytes) and file_format in ("JPEG", "WEBP") and not _shows_a_picture(xmp):
             save["xmp"] = _upright_xmp(xmp)
-        if file_format == "JPEG" and info.get("comment"):
-            save["comment"] = info["comment"]
+        if file_format == "JPEG":
+            if info.get("comment") and not _PICTURE.search(info["comment"]):
+                save["comment"] = info["comment"]
+            save["extra"] = _iptc_segment(info.get("photoshop", {}).get(_IPTC, b""))
         text = getattr(image, "text", None)
         if file_format == "PNG" and text:
             for key, value in text.items():
@@ -232,6 +267,8 @@ def _encoder_arguments(
                     if _shows_a_picture(value.encode()):
                         continue
                     value = _upright_xmp(value.encode()).decode()
+                elif _PICTURE.search(value.encode("latin-1", "replace")):  # Latin-1 is how Pillow read the bytes
+                    continue
                 # ImageMagick's way to store EXIF, which is written as such, and others that may have thumbnails
                 if not key.startswith("Raw profile type "):
                     chunks.add_itxt(key, str(value))
@@ -252,17 +289,34 @@ def _colour_chunks(info: Mapping[str, Any]) -> dict[bytes, bytes]:
     return chunks
 
 
+def _iptc_segment(iptc: bytes) -> bytes:
+    """The JPEG segment (APP13) for IPTC; not Photoshop's other resources, some of which are thumbnails.
+
+    Nothing for IPTC with a preview, or when it is too long for a segment.
+    """
+    content = b"Photoshop 3.0\0" + struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+    if not iptc or _PICTURE.search(iptc) or len(content) > 65533:
+        return b""
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+
+
 def _upright_xmp(xmp: bytes) -> bytes:
     return re.sub(rb'(tiff:Orientation(?:="|>))[1-8]', rb"\g<1>1", xmp)
 
 
 def _shows_a_picture(value: bytes) -> bool:
-    """Whether metadata holds a picture (JPEG, also in base64, or a thumbnail), which would show the unchanged face."""
-    return b"\xff\xd8\xff" in value or b"/9j/" in value or b"humbnail" in value
+    """Whether EXIF or XMP holds a picture, or speaks of a thumbnail, which would show the unchanged face."""
+    return b"humbnail" in value or _PICTURE.search(value) is not None
 
 
-def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
-    """EXIF to write back: upright, without a thumbnail, and with public entries alone unless all are kept."""
+def _clean_exif(image: Image.Image, size: tuple[int, int], metadata: Metadata) -> bytes | None:
+    """EXIF to write back: upright, without a thumbnail, and with public entries alone unless all are kept.
+
+    Args:
+        image: has the EXIF.
+        size: of the upright picture.
+        metadata: as for `load_photo`.
+    """
     try:
         exif = image.getexif()
         if not len(exif):
@@ -278,6 +332,13 @@ def _clean_exif(image: Image.Image, metadata: Metadata) -> bytes | None:
             exif._ifds.pop(ExifTags.IFD.GPSInfo, None)
             for tag in set(details) - _PUBLIC_EXIF:
                 del details[tag]
+        for entries, sides in (
+            (exif, (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)),
+            (details, (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)),
+        ):
+            for tag, side in zip(sides, size, strict=True):
+                if tag in entries:  # of the picture as it was stored
+                    entries[tag] = side
         # makers keep a preview of half the photo's size in their notes
         for entries in (exif, details):
             for tag in [tag for tag, value in entries.items() if isinstance(value, bytes) and _shows_a_picture(value)]:

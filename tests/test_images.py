@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from emask.errors import ImageError
 from emask.images import encode_photo, load_photo, save_photo, write_bytes
 
 SERIAL = ExifTags.Base.BodySerialNumber
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
@@ -45,6 +48,29 @@ def exif_with_everything() -> Image.Exif:
     exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[2] = (48.0, 8.0, 0.0)
     return exif
+
+
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of (tag, type, count, value) as given, also where Pillow would write another type."""
+    at = 8 + 2 + 12 * len(entries) + 4  # offsets are from the start of the TIFF header
+    directory, values = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        if len(value) > 4:
+            value, values = struct.pack("<I", at + len(values)), values + value
+        directory += struct.pack("<HHI4s", tag, kind, count, value)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + bytes(4) + values
+
+
+def cmyk_profile() -> bytes:
+    """A profile of a press whose paper is white, whose cyan prints red and whose other inks print black."""
+    white, red, black = bytes([255, 128, 128]), bytes([136, 208, 195]), bytes([0, 128, 128])  # CIELAB in 8 bits
+    corners = {0b0000: white, 0b1000: red}  # one bit for each ink: C, M, Y, K
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 65536)
+    table += ramp * 4 + b"".join(corners.get(inks, black) for inks in range(16)) + ramp * 3
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    header = struct.pack(">I4xI", 144 + len(table), 0x02400000) + b"prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28)
+    return (header + d50).ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
@@ -93,6 +119,61 @@ def test_orientation_is_applied_once(orientation: int, file_format: str) -> None
     assert Image.open(io.BytesIO(encode_photo(photo))).getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
+# how the stored picture is to be turned, by orientation
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("metadata", ["strip", "keep"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("kind", "others"), [
+    pytest.param(3, [], id="clean"),
+    pytest.param(1, [], id="orientation as a byte"),
+    pytest.param(3, [(ExifTags.Base.XResolution, 2, 3, b"72\0")], id="resolution as text"),
+    pytest.param(3, [(ExifTags.Base.Make, 5, 1, struct.pack("<II", 1, 2))], id="maker as a fraction"),
+])  # fmt: skip
+def test_orientation_is_applied_beside_entries_of_another_type(
+    kind: int, others: list[tuple[int, int, int, bytes]], orientation: int, metadata: str
+) -> None:
+    exif = exif_of((ExifTags.Base.Orientation, kind, 1, bytes([orientation, 0])), *others)
+    photo = load_photo(encoded(picture(), "PNG", exif=exif), metadata=metadata)  # type: ignore[arg-type]
+    upright = TURNS[orientation](np.asarray(picture("RGB")))
+    np.testing.assert_array_equal(photo.pixels, upright)
+    np.testing.assert_array_equal(load_photo(encode_photo(photo)).pixels, upright)
+
+
+@pytest.mark.parametrize("value", [b"\0\0", b"\x09\0"])
+def test_an_unknown_orientation_turns_nothing(value: bytes) -> None:
+    exif = exif_of((ExifTags.Base.Orientation, 3, 1, value))
+    photo = load_photo(encoded(picture(), "PNG", exif=exif))
+    np.testing.assert_array_equal(photo.pixels, np.asarray(picture("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("metadata", ["strip", "keep"])
+def test_exif_has_the_sides_of_the_upright_photo(orientation: int, metadata: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength] = 40, 24
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    details[ExifTags.Base.ExifImageWidth], details[ExifTags.Base.ExifImageHeight] = 40, 24
+    photo = load_photo(encoded(picture(), "JPEG", exif=exif), metadata=metadata)  # type: ignore[arg-type]
+    written = Image.open(io.BytesIO(encode_photo(photo)))
+    exif = written.getexif()
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    assert (details[ExifTags.Base.ExifImageWidth], details[ExifTags.Base.ExifImageHeight]) == written.size
+    if metadata == "keep":
+        assert (exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength]) == written.size
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("metadata", ["strip", "keep"])
 def test_metadata_policy(file_format: str, metadata: str) -> None:
@@ -109,6 +190,37 @@ def test_metadata_policy(file_format: str, metadata: str) -> None:
     assert all((name in written) == kept for name in (b"Lovelace", "Lovelace".encode("utf-16le")))
 
 
+def photoshop(**resources: bytes) -> bytes:
+    """An APP13 segment; resources by their number in hexadecimal after an r."""
+    content = b"Photoshop 3.0\0"
+    for name, value in resources.items():
+        content += struct.pack(">4sHHI", b"8BIM", int(name[1:], 16), 0, len(value)) + value + bytes(len(value) % 2)
+    content = content[:65533]  # the longest that fits: of the last value only its padding is lost
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+
+
+def test_iptc_is_kept_without_photoshops_thumbnails() -> None:
+    def written(metadata: str, iptc: bytes) -> bytes:
+        preview = encoded(picture(size=(16, 16)), "JPEG", comment=b"THUMBNAIL-MARK")
+        extra = photoshop(r0409=preview, r040C=preview, r0425=b"digest") + photoshop(r0404=iptc)
+        data = encoded(picture(), "JPEG", extra=extra)
+        return encode_photo(load_photo(data, metadata=metadata))  # type: ignore[arg-type]
+
+    iptc = b"\x1c\x02\x78\0\x0aby the sea"  # dataset 2:120, the caption
+    for caption in (iptc, iptc + b"\x1c\x02\x50\0\x03Ada"):  # the length odd and even
+        kept = written("keep", caption)
+        assert Image.open(io.BytesIO(kept)).info["photoshop"] == {0x0404: caption} and b"THUMBNAIL-MARK" not in kept
+        assert "photoshop" not in Image.open(io.BytesIO(written("strip", caption))).info
+    preview = iptc + b"\x1c\x02\xca\0\x04\xff\xd8\xff\xe0"  # dataset 2:202
+    assert b"by the sea" not in written("keep", preview)
+    longest = 65533 - 14 - 12
+    assert b"IPTC" in written("keep", b"IPTC".ljust(longest - 1))
+    assert b"IPTC" not in written("keep", b"IPTC".ljust(longest)), "with its padding it is too long"
+
+
+PREVIEWS = {name: encoded(picture(size=(16, 16)), name) for name in ("JPEG", "PNG", "WEBP")}
+
+
 def test_text_of_a_png_keeps_no_thumbnail() -> None:
     def kept(**text: str) -> dict[str, str]:
         chunks = PngImagePlugin.PngInfo()
@@ -120,7 +232,30 @@ def test_text_of_a_png_keeps_no_thumbnail() -> None:
     turned = {"Comment": "by the sea", "XML:com.adobe.xmp": '<x tiff:Orientation="6"/>'}
     assert kept(**turned) == {**turned, "XML:com.adobe.xmp": '<x tiff:Orientation="1"/>'}
     assert kept(**{"XML:com.adobe.xmp": "<xmp:Thumbnails/>", "Raw profile type 8bim": "8bim 1 00"}) == {}
-    assert kept(**{"XML:com.adobe.xmp": '<x GImage:Data="/9j/4AAQ"/>'}) == {}
+    assert kept(Comment="the thumbnail of a video") == {"Comment": "the thumbnail of a video"}
+    for preview in PREVIEWS.values():
+        value = base64.b64encode(preview).decode()
+        assert kept(**{"XML:com.adobe.xmp": f'<x GImage:Data="{value}"/>'}) == {}
+        assert kept(Icon=value) == kept(Icon=preview.decode("latin-1")) == {}
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("preview", PREVIEWS)
+def test_xmp_with_a_preview_is_never_kept(file_format: str, preview: str) -> None:
+    def written(content: bytes) -> object:
+        data = encoded(picture(), file_format, xmp=b"<x>" + content + b"</x>")
+        return Image.open(io.BytesIO(encode_photo(load_photo(data, metadata="keep")))).info.get("xmp")
+
+    assert written(b"by the sea") == b"<x>by the sea</x>"
+    assert written(base64.b64encode(PREVIEWS[preview])) is None
+
+
+def test_a_comment_of_a_jpeg_that_is_a_preview_is_never_kept() -> None:
+    def written(comment: bytes) -> bytes:
+        return encode_photo(load_photo(encoded(picture(), "JPEG", comment=comment), metadata="keep"))
+
+    assert b"by the sea" in written(b"by the sea")
+    assert b"by the sea" not in written(b"by the sea" + PREVIEWS["JPEG"])
 
 
 def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:
@@ -144,7 +279,8 @@ def test_the_thumbnail_of_the_unchanged_face_is_never_kept() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
-def test_a_preview_in_the_makers_notes_is_never_kept(file_format: str) -> None:
+@pytest.mark.parametrize("preview", PREVIEWS)
+def test_a_preview_in_the_makers_notes_is_never_kept(file_format: str, preview: str) -> None:
     def written(notes: bytes) -> bytes:
         exif = exif_with_everything()
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = notes
@@ -154,15 +290,28 @@ def test_a_preview_in_the_makers_notes_is_never_kept(file_format: str) -> None:
 
     kept = written(b"Maker\0MAKER-MARK")
     assert b"MAKER-MARK" in kept
-    dropped = written(b"Maker\0MAKER-MARK" + encoded(picture(size=(16, 16)), "JPEG"))
+    dropped = written(b"Maker\0MAKER-MARK" + PREVIEWS[preview])
     assert b"MAKER-MARK" not in dropped and b"SN-12345" in dropped
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 def test_colour_profile_is_kept(file_format: str) -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    photo = load_photo(encoded(picture(), file_format, icc_profile=profile))
-    assert Image.open(io.BytesIO(encode_photo(photo))).info["icc_profile"] == profile
+    photo = load_photo(encoded(picture(), file_format, icc_profile=SRGB))
+    assert Image.open(io.BytesIO(encode_photo(photo))).info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("profile", [cmyk_profile(), b"", b"damaged", cmyk_profile()[:500], SRGB])
+def test_cmyk_becomes_rgb_as_its_profile_says(profile: bytes) -> None:
+    """Without one that says how, as Pillow converts."""
+    inks = np.zeros((16, 32, 4), np.uint8)
+    inks[:, 16:, 0] = 255  # white paper beside cyan
+    data = encoded(Image.frombytes("CMYK", (32, 16), inks.tobytes()), "JPEG", quality=95, icc_profile=profile)
+    photo = load_photo(data)
+    paper, ink = photo.pixels[4, 4].astype(int), photo.pixels[4, 28].astype(int)
+    assert np.abs(paper - 255).max() < 16
+    assert np.abs(ink - ([255, 0, 0] if profile == cmyk_profile() else [0, 255, 255])).max() < 16
+    written = Image.open(io.BytesIO(encode_photo(photo)))
+    assert written.mode == "RGB" and "icc_profile" not in written.info
 
 
 def test_other_modes_become_rgb_or_grey() -> None:
