@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +31,13 @@ class Job:
         source: the file, or None for standard input.
         output: the file to write, or None for standard output.
         explicit: the output file was named by the user, so that its ending must fit the photo's format.
+        among: the output folder holds photos of the run as well: what is there already may be an original.
     """
 
     source: Path | None
     output: Path | None
     explicit: bool = False
+    among: bool = False
 
     @property
     def source_name(self) -> str:
@@ -90,10 +93,17 @@ def plan(
 
     Raises:
         UsageError: missing inputs, folders without photos or that cannot be read, two photos with one output, an output
-            that is an input.
+            that is an input, or that is called like a picture and can be none.
     """
+    hint = "name files, folders, or - for standard input"
     if not inputs:
-        raise UsageError("no photos named", "name files, folders, or - for standard input")
+        raise UsageError("no photos named", hint)
+    if "" in inputs:  # Path("") is the working directory
+        raise UsageError("the name of a photo is empty", hint)
+    if output == "":
+        raise UsageError("the name of the output is empty", "name a folder, or a file for a single photo, with -o")
+    if output is not None:
+        _refuse_endings(output, OTHER_SUFFIXES)
     if STANDARD in inputs:
         if len(inputs) > 1:
             raise UsageError("- stands for one photo on standard input and cannot be mixed with files")
@@ -119,6 +129,8 @@ def plan(
         folder = Path(output) if output is not None else _default_folder(paths, default_folder)
         if os.path.exists(folder) and not folder.is_dir():
             raise UsageError(f"output {folder} is a file", "name a folder with -o")
+        if output is not None:
+            _refuse_endings(output, PHOTO_SUFFIXES)
         jobs = _jobs(paths, folder, leave_out, tell)
     _refuse_collisions(jobs, keep)
     return jobs
@@ -132,6 +144,15 @@ def _is_file_name(output: str) -> bool:
     if _is_folder_name(output):
         return False
     return os.path.isfile(output) or Path(output).suffix.lower() in PHOTO_SUFFIXES
+
+
+def _refuse_endings(output: str, suffixes: Collection[str]) -> None:
+    """Refuse a picture's name, which would become that of a new folder, or of a file of another format."""
+    if Path(output).suffix.lower() in suffixes and not _is_folder_name(output):
+        raise UsageError(
+            f"results keep their format, and there is no folder {output}",
+            f"name a folder, or for a single photo a file ending in {', '.join(sorted(PHOTO_SUFFIXES))}",
+        )
 
 
 def _default_folder(paths: list[Path], name: str) -> Path:
@@ -159,7 +180,7 @@ class _Search:
 
     def enters(self, folder: Path) -> bool:
         """Whether a folder below an input is searched."""
-        place = folder.resolve()
+        place = real_path(folder)
         if folder.name.startswith(".") or place == self.output:
             return False
         if folder.is_symlink():
@@ -186,16 +207,19 @@ def _jobs(
     paths: list[Path], folder: Path, leave_out: Collection[str], tell: Callable[[str], None]
 ) -> list[Job]:
     jobs: dict[Path, Job] = {}
-    own = folder.resolve()
-    search = _Search(own, leave_out, {path.resolve() for path in paths if path.is_dir()})
+    own = real_path(folder)
+    search = _Search(own, leave_out, {real_path(path) for path in paths if path.is_dir()})
+    holders = {real_path(path if path.is_dir() else path.parent) for path in paths}
+    mark = _marks(own)
+    among = any(mark & _marks(above) for above in holders.union(*(holder.parents for holder in holders)))
     for path in paths:
         if path.is_dir():
-            if path.resolve() == own:
+            if real_path(path) == own:
                 raise UsageError(f"the output folder {folder} is an input folder", "name another folder with -o")
             for found in _photos(path, search):
-                jobs.setdefault(found.absolute(), Job(found, folder / found.relative_to(path)))
+                jobs.setdefault(found.absolute(), Job(found, folder / found.relative_to(path), among=among))
         else:
-            jobs.setdefault(path.absolute(), Job(path, folder / path.name))
+            jobs.setdefault(path.absolute(), Job(path, folder / path.name, among=among))
     for line in search.notes():
         tell(line)
     if not jobs:
@@ -227,25 +251,41 @@ def _refuse_collisions(jobs: list[Job], keep: Iterable[Path]) -> None:
     originals = {mark for job in jobs for mark in (_marks(job.source) if job.source else _standard_input())}
     originals |= {mark for path in keep for mark in _marks(path)}
     outputs: dict[str, Job] = {}
+    folded: dict[str, Job] = {}
     for job in jobs:
         assert job.output is not None
         if _marks(job.output) & originals:
             raise UsageError(
                 f"{job.output} would overwrite an original", "name another folder with -o; originals are never replaced"
             )
-        # spelling in lower case, because some file systems do not tell A.jpg from a.jpg
-        key = os.path.realpath(job.output).lower()
-        if key in outputs:
-            raise UsageError(
-                f"{outputs[key].source_name} and {job.source_name} would both be written to {job.output}",
-                "work on one folder at a time, each with its own -o",
-            )
-        outputs[key] = job
+        real = os.path.realpath(job.output)
+        other, hint = outputs.setdefault(real, job), "work on one folder at a time, each with its own -o"
+        if other is job:
+            other, hint = folded.setdefault(real.lower(), job), "A.jpg is a.jpg there: rename one of them"
+            if other is job or not _ignores_case(job.output.parent):
+                continue
+        raise UsageError(f"{other.source_name} and {job.source_name} would both be written to {job.output}", hint)
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether A.jpg is a.jpg in a folder, there or to be made. It is tried, because no system tells it of a folder."""
+    place = real_path(folder)
+    nearest = next(path for path in (place, *place.parents) if os.path.isdir(path))
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".emask-A-", dir=nearest) as probe:
+            name = Path(probe.name)
+            return os.path.exists(name.with_name(name.name.lower()))
+    except OSError:
+        return True  # not to be told: rather refused than one written over the other
+
+
+def real_path(path: Path) -> Path:
+    """A path with links resolved; `Path.resolve` raises for a link to itself before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def _marks(path: Path) -> set[str | tuple[int, int]]:
     """What tells a file: its path with links resolved and, so that hard links are seen, its device and inode."""
-    # Path.resolve raises for a link to itself before Python 3.13
     marks: set[str | tuple[int, int]] = {os.path.realpath(path)}
     try:
         status = path.stat()

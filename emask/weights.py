@@ -109,6 +109,16 @@ def shipped_path(kind: str, *, check: bool = True) -> Path:
     return path
 
 
+def is_public(restorer: Path) -> bool:
+    """Whether a restorer is the one that the manifest calls public; what `emask export` writes is not called so.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    entry = manifest()["models"].get("restorer")
+    return isinstance(entry, dict) and entry.get("public") is True and sha256(restorer) == entry.get("sha256")
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file in hex; hashed once per process for each size and modification time.
 
@@ -191,32 +201,56 @@ def find_target(name: str | Path | None = None) -> Path:
     """The photo of a target.
 
     Args:
-        name: a photo file, the bare name of a built-in target, or None for the default built-in one.
+        name: a photo file, the bare name of a built-in target, or None for the default built-in one, whatever the
+            working directory has of that name.
 
     Raises:
-        UsageError: when there is no such file and no such built-in target.
+        UsageError: when there is no such file and no such built-in target, or both.
         ModelError: when a built-in target the manifest lists is missing.
     """
     if name is None:
         default = manifest().get("targets", {}).get("default")
         if not default:
             raise UsageError("no default target ships with these models", "name a photo: --target PHOTO")
-        name = str(default)
+        return built_in_target(str(default))
     path = Path(name)
+    if _is_built_in(name):
+        if path.is_file():
+            raise _ambiguous(name)
+        return built_in_target(str(name))  # as with models, no folder hides it: this wants one photo
     if is_there(path):
         if path.is_file():
             return path
         raise UsageError(f"target {path} is a folder", "name a photo with one face")
     if path.name != str(name) or path.suffix.lower() in PHOTO_SUFFIXES:
         raise UsageError(f"no such target file: {name}", "name a photo, or omit --target for the built-in one")
-    names = target_names()
-    if str(name) not in names:
-        raise UsageError(f"no such target: {name}", "built-in targets: " + (", ".join(names) or "none"))
+    raise UsageError(f"no such target: {name}", "built-in targets: " + (", ".join(target_names()) or "none"))
+
+
+def built_in_target(name: str) -> Path:
+    """The photo of a target that ships.
+
+    Raises:
+        ModelError: it is missing.
+    """
     for suffix in PHOTO_FORMATS:
         candidate = models_dir() / "targets" / f"{name}{suffix}"
         if os.path.isfile(candidate):
             return candidate
     raise ModelError(f"built-in target {name} is missing from {models_dir() / 'targets'}", _REINSTALL)
+
+
+def _is_built_in(name: str | Path) -> bool:
+    # a photo's name is none, and needs no manifest
+    bare = Path(name).name == str(name) and Path(name).suffix.lower() not in PHOTO_SUFFIXES
+    return bare and str(name) in target_names()
+
+
+def _ambiguous(name: str | Path) -> UsageError:
+    return UsageError(
+        f"target {name} is a built-in one, and the working directory has that name too",
+        f"write ./{name} for what is here; name the built-in one from another folder",
+    )
 
 
 def find_targets(names: Sequence[str | Path] = ()) -> dict[Path, bool]:
@@ -230,7 +264,8 @@ def find_targets(names: Sequence[str | Path] = ()) -> dict[Path, bool]:
         Each photo once, and whether it was named by itself, not as one of a folder.
 
     Raises:
-        UsageError, ModelError: as `find_target`; an empty name, a folder that cannot be read or has no photos.
+        UsageError, ModelError: as `find_target`; an empty name, a built-in target's name that a folder has as well, a
+            folder that cannot be read or has no photos.
     """
     if not names:
         return {find_target(): True}
@@ -242,6 +277,8 @@ def find_targets(names: Sequence[str | Path] = ()) -> dict[Path, bool]:
         if not os.path.isdir(folder):
             found[find_target(name)] = True
             continue
+        if _is_built_in(name):
+            raise _ambiguous(name)
         hint = "name one with photos of one person"
         try:
             inside = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emask.errors import ModelError, UsageError
-from emask.paths import OTHER_SUFFIXES, PHOTO_FORMATS, is_there, plan
+from emask.paths import OTHER_SUFFIXES, PHOTO_FORMATS, _ignores_case, is_there, plan
 
 
 @pytest.fixture
@@ -58,11 +58,73 @@ def test_the_output_folder_is_not_searched(here: Path) -> None:
         (["-"], "photos"),
         (["-"], "new/"),
         (["n" * 300], None),
+        ([""], None),
+        (["photos", ""], "out"),
+        (["photos/a.jpg"], ""),
     ],
 )
 def test_refused(here: Path, inputs: list[str], output: str | None) -> None:
     with pytest.raises(UsageError):
         plan(inputs, output, "protected")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [
+        (["photos/a.jpg"], "out.gif"),
+        (["-"], "out.gif"),
+        (["photos"], "out.jpg"),
+        (["photos/a.jpg", "photos/sub/b.PNG"], "out.HEIC"),
+        (["photos/a.jpg", "photos/sub/b.PNG"], "out.jpg"),
+    ],
+)
+def test_a_pictures_name_is_no_folder(here: Path, inputs: list[str], output: str) -> None:
+    """The twin: a folder of that name that is there, or one that is called a folder."""
+    with pytest.raises(UsageError, match="keep their format") as caught:
+        plan(inputs, output, "protected")
+    assert ".jpg" in caught.value.hint
+    if inputs != ["-"]:
+        assert plan(inputs, f"{output}/", "protected")[0].output == Path(output, "a.jpg")
+        Path(output).mkdir()
+        assert plan(inputs, output, "protected")[0].output == Path(output, "a.jpg")
+
+
+def test_names_that_differ_in_case_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused where the file system of the output takes one for the other; the twin is one that does not."""
+    (here / "photos/A.jpg").write_bytes(b"x")
+    if len(list((here / "photos").glob("*.jpg"))) < 2:
+        pytest.skip("this file system takes A.jpg for a.jpg")
+    assert not _ignores_case(here / "photos/to/be/made")
+    before = sorted(here.rglob("*"))
+    assert outputs(["photos"], "out") == ["out/A.jpg", "out/a.jpg", "out/sub/b.PNG"]
+    assert sorted(here.rglob("*")) == before
+    with pytest.raises(UsageError, match="both be written") as caught:  # whatever the case of others
+        plan(["photos", "other/a.jpg"], "out", "protected")
+    assert "its own -o" in caught.value.hint
+    monkeypatch.setattr("emask.paths._ignores_case", lambda folder: True)
+    with pytest.raises(UsageError, match=r"A\.jpg and photos.a\.jpg would both") as caught:
+        plan(["photos"], "out", "protected")
+    assert "rename one" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "among"),
+    [
+        (["photos/sub"], "photos", True),
+        (["photos/sub/b.PNG"], "photos", True),
+        (["other", "photos/sub"], ".", True),
+        (["photos/sub"], "link", True),
+        (["photos"], "out", False),
+        (["photos"], "photos/out", False),
+        (["photos/sub"], None, False),
+        (["photos"], "other", False),
+    ],
+)
+def test_a_folder_that_holds_the_photos_is_told(
+    here: Path, inputs: list[str], output: str | None, among: bool
+) -> None:
+    (here / "link").symlink_to("photos")
+    assert {job.among for job in plan(inputs, output, "protected")} == {among}
 
 
 def test_the_target_is_never_written_over(here: Path) -> None:
@@ -123,6 +185,7 @@ def test_links(here: Path) -> None:
         str(Path("protected", name)) for name in ("a.jpg", "loop.jpg", "sub/b.PNG")
     ]
     assert told == [f"links to folders are not followed: {Path('photos/friends')}"]
+    assert plan(["photos/a.jpg"], "photos/loop.jpg", "protected") and plan(["photos"], "photos/loop.jpg/", "protected")
 
 
 def test_earlier_results_are_no_photos(here: Path) -> None:

@@ -116,6 +116,29 @@ def test_targets(models: Path, tmp_path: Path) -> None:
             find("n" * 300)
 
 
+def test_a_built_in_target_and_what_is_here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the working directory is never taken for the default; named, it must be clear which one is meant."""
+    ada = models / "targets" / "ada.jpg"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada/1.jpg").touch()
+    assert weights.find_target() == weights.built_in_target("ada") == ada
+    assert weights.find_targets() == {ada: True}
+    assert weights.find_target("ada") == ada  # one photo is wanted, so no folder is meant
+    with pytest.raises(UsageError, match="built-in one, and") as caught:
+        weights.find_targets(["ada"])
+    assert "./ada" in caught.value.hint
+    assert weights.find_targets(["./ada"]) == {Path("ada/1.jpg"): False}
+    (tmp_path / "ada/1.jpg").rename("photo")
+    (tmp_path / "ada").rmdir()
+    (tmp_path / "photo").rename("ada")
+    assert weights.find_targets() == {ada: True}
+    for find in (weights.find_target, lambda name: weights.find_targets([name])):
+        with pytest.raises(UsageError, match="built-in one, and"):
+            find("ada")
+    assert weights.find_target("./ada") == Path("ada")
+
+
 def test_the_photos_of_a_target(models: Path, tmp_path: Path) -> None:
     ada = models / "targets" / "ada.jpg"
     assert weights.find_targets() == weights.find_targets(["ada"]) == {ada: True}

@@ -72,8 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if sys.stdout is None:  # closed, as `>&-` does
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    words = sys.argv[1:] if arguments is None else arguments
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as `>&-` and `2>&-` do
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text, and must not end a batch
             stream.reconfigure(errors="backslashreplace")
@@ -81,28 +83,19 @@ def main(arguments: list[str] | None = None) -> int:
         code = build()(args=arguments, prog_name="emask", standalone_mode=False)
         sys.stdout.flush()  # a full disk is to be noticed here, not at exit
         if code == 130:  # Typer has turned Ctrl-C into an exit
-            console.interrupted()
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except EmaskError as error:
         console.report_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        console.interrupted()
-        return 130
-    except OSError as error:
+    except (KeyboardInterrupt, typer.Abort, MemoryError, OSError) as error:
+        told = console.stopped(error, words)
         if not isinstance(error, BrokenPipeError):  # with which whoever read the output has gone
-            where = f"{error.filename}: " if error.filename else ""
-            console.report_error(EmaskError(f"{where}{error.strerror or error}"))
+            console.report_error(told)
         console.leave_output()
-        return 1
-    except MemoryError:
-        console.report_error(EmaskError("out of memory", "close other programs, or ask for less at a time"))
-        return 1
-    except typer.Abort:
-        console.interrupted()
-        return 130
+        return told.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):  # what tells Typer's errors of usage from a bug, in all its versions
             raise

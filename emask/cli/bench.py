@@ -468,7 +468,7 @@ class Bench:
                 raise UsageError(f"--target {NO_TARGET} leaves no target", "it goes with unseen targets, and by itself")
             return []
         for name in self.target or usual:
-            paths = [weights.find_target(name)]
+            paths = [weights.find_target(name) if self.target else weights.built_in_target(name)]
             other = None if self.target_others is None else self.target_others / f"{Path(name).stem}.jpg"
             if other is not None and other.is_file():
                 paths.append(other)

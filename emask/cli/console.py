@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -20,6 +20,9 @@ from emask.results import JSON_VERSION, FaceErasure, FaceProtection, FileResult,
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+# What a batch has told of so far, for the document of a run that is stopped.
+_finished: list[FileResult] = []
 
 
 def report_error(error: EmaskError) -> None:
@@ -42,23 +45,55 @@ def leave_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def interrupted() -> None:
-    """Say that the run was stopped with Ctrl-C."""
-    print("error: interrupted; finished files are whole, run again with --resume to go on", file=sys.stderr)
+def stopped(error: BaseException, words: Sequence[str]) -> EmaskError:
+    """What is told of what stops a run: an interruption, memory that ran out, or an OSError.
+
+    Args:
+        words: the command line, or as much of it as is known; an interruption's hint depends on it.
+    """
+    if isinstance(error, MemoryError):
+        return EmaskError("out of memory", "close other programs, or ask for less at a time")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return EmaskError(f"{where}{error.strerror or error}")
+    hint = "run again with --resume to go on" if _can_go_on(words) else ""
+    told = EmaskError("interrupted; finished files are whole", hint)
+    told.exit_code = 130
+    return told
+
+
+def _can_go_on(words: Sequence[str]) -> bool:
+    """Whether a command line takes --resume."""
+    command, *rest = words or [""]
+    if command == "train":  # a recognizer is trained in one go
+        return not {"recognizer", "refiner"}.intersection(word.rpartition("=")[2] for word in rest)
+    if command == "bench":  # it keeps what is done in --output; the commands below it keep nothing
+        return bool(rest) and rest[0].startswith("-") and any(word.startswith(("-o", "--output")) for word in rest)
+    return command in ("protect", "erase")
 
 
 @contextmanager
 def reporting(command: str, as_json: bool) -> Iterator[None]:
-    """Turn an EmaskError into its report and exit code; with `--json` the document tells of it too."""
+    """Turn an EmaskError into its report and exit code; with `--json` the document tells of what stops a run too."""
+    _finished.clear()
     try:
         yield
     except EmaskError as error:
         report_error(error)
         if as_json:
-            entry = {"message": error.message, "hint": error.hint}
-            summary = {"exit_code": error.exit_code, "error": entry}
-            show_json({"version": JSON_VERSION, "command": command, "files": [], "summary": summary})
+            _show_stopped(command, error)
         raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, MemoryError, OSError) as error:  # the line about them is `main`'s
+        if as_json and not isinstance(error, BrokenPipeError):
+            with suppress(OSError):  # it may be standard output itself that failed
+                _show_stopped(command, stopped(error, [command]))
+        raise
+
+
+def _show_stopped(command: str, error: EmaskError) -> None:
+    files = RunResult(command, tuple(_finished), "", 0.0).to_dict()["files"]
+    summary = {"exit_code": error.exit_code, "error": {"message": error.message, "hint": error.hint}}
+    show_json({"version": JSON_VERSION, "command": command, "files": files, "summary": summary})
 
 
 def show_json(document: dict[str, Any]) -> None:
@@ -94,6 +129,7 @@ class Report:
 
     def add(self, file: FileResult) -> None:
         """Show one result: what failed or shows no face on standard error, the rest as a line with its faces."""
+        _finished.append(file)
         if file.status in ("failed", "no-face"):
             self._say(f"{'error' if file.status == 'failed' else 'no face'}: {_told(file)}", sys.stderr)
             if file.hint and file.status == "failed":

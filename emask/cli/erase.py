@@ -44,7 +44,7 @@ def erase(
 
     Results keep name, format and size and go to the folder erased/: beside the one folder named, otherwise in the
     working directory. Without --reference only the change in similarity between the protected and the restored face
-    is known.
+    is known. The restorer.onnx that ships is a public demonstration key: everybody has it.
 
     Examples:
 
@@ -59,7 +59,7 @@ def erase(
         from emask.pipeline.batch import Erasure, Writing
         from emask.pipeline.erase import reference_embedding
         from emask.pipeline.protect import choose_faces
-        from emask.weights import locate, shipped_path, thresholds
+        from emask.weights import is_public, locate, shipped_path, thresholds
 
         choose_faces((), faces)
         owner = [] if reference is None else [Path(reference)]
@@ -67,6 +67,8 @@ def erase(
             if not (is_there(path) and path.is_file()):
                 raise UsageError(f"no such reference file: {reference}")
         restorer = locate(key)
+        if is_public(restorer):
+            note(f"{restorer.name} is a public demonstration key: anybody can erase masks made with its generator")
         # what lies in protected/ is what there is to erase
         jobs = plan(paths, output, "erased", keep=[restorer, *owner], leave_out=("erased",), tell=note)
         refuse_json_on_stdout(jobs, as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emask.cli.console import Report, leave_output
 from emask.errors import ImageError, UsageError
-from emask.paths import STANDARD, Job, is_there
+from emask.paths import STANDARD, Job, is_there, real_path
 from emask.results import RunResult
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_writable(jobs: Sequence[Job]) -> None:
         ImageError: the output folder, or the nearest one above it that exists, takes no files; a name is too long.
     """
     for folder in {job.output.parent for job in jobs if job.output is not None}:
-        nearest = next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))
+        nearest = next(path for path in (folder, *real_path(folder).parents) if os.path.exists(path))
         if not nearest.is_dir():
             raise UsageError(f"output folder {folder}: {nearest} is a file", "choose another folder with -o")
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -41,6 +41,20 @@ def check_writable(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.output is not None:
             is_there(job.output, ImageError)
+
+
+def refuse_originals(jobs: Sequence[Job]) -> None:
+    """Replace nothing in a folder that holds photos of the run: the others in it are most likely originals as well.
+
+    Raises:
+        UsageError: something would be replaced.
+    """
+    for job in jobs:
+        if job.among and job.output is not None and os.path.lexists(job.output):
+            raise UsageError(
+                f"{job.output} is there already, and may be an original: the output folder holds photos of this run",
+                "name another folder with -o, or go on with a run into this one: --resume",
+            )
 
 
 def open_streams(
@@ -82,7 +96,13 @@ def execute(
     *,
     as_json: bool,
 ) -> int:
-    """Run a batch, show each result as it comes and the summary at the end; the exit code."""
+    """Run a batch, show each result as it comes and the summary at the end; the exit code.
+
+    Raises:
+        UsageError: see `refuse_originals`.
+    """
+    if writing.force or not writing.resume:  # with --resume alone, what is there stays
+        refuse_originals(jobs)
     from emask.pipeline.batch import run_batch, timed
 
     with Report(len(jobs), as_json=as_json, to_stderr=any(job.output is None for job in jobs)) as report:

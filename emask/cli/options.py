@@ -53,7 +53,9 @@ Output = Annotated[
 Faces = Annotated[
     str, typer.Option("--faces", metavar="all|largest|N", help="Which faces: all, the largest, or the N largest.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace results that are there already. Never an original.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace results that are there already. Never a photo of this run.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Skip photos whose result is there already.")]
 MetadataPolicy = Annotated[
     Metadata,

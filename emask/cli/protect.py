@@ -154,9 +154,11 @@ def refuse_target_folder(jobs: Sequence[Job], names: Sequence[str]) -> None:
     Raises:
         UsageError: one would be written there.
     """
-    folders = {Path(name).resolve() for name in names if Path(name).is_dir()}
+    from emask.paths import real_path
+
+    folders = {real_path(Path(name)) for name in names if Path(name).is_dir()}
     for job in jobs:
-        if job.output is not None and job.output.parent.resolve() in folders:
+        if job.output is not None and real_path(job.output.parent) in folders:
             raise UsageError(
                 f"{job.output} would lie among the target's photos", "name another folder with -o"
             )

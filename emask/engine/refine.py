@@ -9,7 +9,8 @@ at the generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,18 @@ SQUARE = slice(MARGIN, MARGIN + INNER)
 WITHOUT = "use --refine 0 to do without"
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn torch's errors that are the machine's into one that a user is told."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        failure = device_failure(error)
+        if failure is None:
+            raise
+        raise failure from None
+
+
 class RefiningEngine:
     """An engine whose masks are refined; everything else it hands on.
 
@@ -78,7 +91,7 @@ class RefiningEngine:
 
     Raises:
         ModelError: a file that cannot be converted.
-        EmaskError: CUDA was asked for and does not work.
+        EmaskError: CUDA was asked for and does not work, out of memory, or the GPU failed.
     """
 
     def __init__(
@@ -99,15 +112,16 @@ class RefiningEngine:
         if engine.name.endswith("CUDA") != (self._device != "cpu"):
             self.name += f", refined by {torch_name(self._device)}"
         named = [recognizer] if refiner is None else [recognizer, refiner]
-        self._recognizers = [
-            one.to(self._device) if isinstance(one, nn.Module) else fold(convert(one, self._device, WITHOUT)[0])
-            for one in named
-        ]
-        # how many of the target's numbers are the refiner's
-        blank = torch.zeros(1, 3, INNER, INNER, device=self._device)
-        with torch.no_grad(), quiet():
-            self._others = 0 if refiner is None else int(self._recognizers[1](blank).shape[1])
-        self._restorer = None if restorer is None else fold(convert(restorer, self._device, WITHOUT)[0])
+        with _telling(), quiet():
+            self._recognizers = [
+                one.to(self._device) if isinstance(one, nn.Module) else fold(convert(one, self._device, WITHOUT)[0])
+                for one in named
+            ]
+            # how many of the target's numbers are the refiner's
+            blank = torch.zeros(1, 3, INNER, INNER, device=self._device)
+            with torch.no_grad():
+                self._others = 0 if refiner is None else int(self._recognizers[1](blank).shape[1])
+            self._restorer = None if restorer is None else fold(convert(restorer, self._device, WITHOUT)[0])
 
     def protect(
         self,
@@ -135,17 +149,11 @@ class RefiningEngine:
         wanted = np.broadcast_to(np.asarray(target, np.float32), (len(crops), target.shape[-1]))
         injected = np.full(len(crops), w, np.float32)
         parts = []
-        with quiet():
+        with _telling(), quiet():
             for start in range(0, len(crops), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 arrays = (np.array(x[rows], np.float32) for x in (crops, edit, change, wanted, injected))
-                try:
-                    parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays), eps=eps))
-                except (RuntimeError, MemoryError) as error:
-                    failure = device_failure(error)
-                    if failure is None:
-                        raise
-                    raise failure from None
+                parts.append(self._refine(*(torch.from_numpy(array).to(self._device) for array in arrays), eps=eps))
         return np.concatenate(parts)
 
     def erase(self, crops: np.ndarray) -> np.ndarray:
@@ -170,7 +178,7 @@ class RefiningEngine:
 
     def _other(self, crops: np.ndarray) -> np.ndarray:
         parts = []
-        with torch.no_grad(), quiet():
+        with _telling(), torch.no_grad(), quiet():
             for start in range(0, len(crops), self.batch_size):
                 part = torch.from_numpy(np.array(crops[start : start + self.batch_size], np.float32))
                 parts.append(self._recognizers[1](part.to(self._device)).cpu().numpy())

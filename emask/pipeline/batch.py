@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from emask.errors import EmaskError, ImageError, NoFaceError, UsageError
+from emask.errors import EmaskError, ImageError, ModelError, NoFaceError, UsageError, device_failure
 from emask.images import QUALITY, Metadata, Photo, encode_photo, load_photo, write_bytes
 from emask.paths import PHOTO_FORMATS, Job
 from emask.pipeline.protect import ChangedPhoto, FaceRecognizer, choose_faces, measure_protection, protect_photos
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # Most photos held in memory together, and most of their pixels: 96 megapixels take 300 MB, and as much again changed.
 CHUNK = 16
 CHUNK_PIXELS = 96_000_000
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Work(Protocol):
@@ -156,7 +160,8 @@ def run_batch(
 ) -> Iterator[FileResult]:
     """Work through the jobs, a few photos at a time: their faces share batches, then each is written.
 
-    A photo that fails is reported and the others go on; a model that fails ends the run.
+    A photo that fails is reported and the others go on; a model that fails ends the run. Where memory runs out or the
+    GPU fails, photos are tried one by one.
 
     Args:
         chunk: most photos in memory together.
@@ -176,8 +181,8 @@ def run_batch(
         if early is None:
             try:
                 photo = _load(job, writing)
-            except EmaskError as error:
-                early = _failure(job, error)
+            except (EmaskError, MemoryError) as error:
+                early = _failure(job, _afresh(error))
         if early is not None:
             order.append(early)
         else:
@@ -242,13 +247,15 @@ def _finish(held: _Chunk, work: Work, writing: Writing) -> list[FileResult]:
     """Change, write and measure the photos of one chunk."""
     if not held.jobs:
         return []
-    changed = work.change(held.photos)
+    changed = _each(held.photos, work.change)
     results: list[FileResult | None] = []
     written: list[Photo | None] = []
     for job, photo, change in zip(held.jobs, held.photos, changed, strict=True):
         copy: Photo | None = None
         result: FileResult | None = None
-        if not change.faces:
+        if isinstance(change, EmaskError):
+            result = _failure(job, change)
+        elif not change.faces:
             error = NoFaceError(f"no face found in {photo.name}; left out", "nothing was written for it")
             result = FileResult(
                 job.source_name, None, "no-face", error.message, error.hint, exit_code=error.exit_code,
@@ -257,27 +264,66 @@ def _finish(held: _Chunk, work: Work, writing: Writing) -> list[FileResult]:
         else:
             try:
                 copy = _write(job, photo, change, writing)
-            except EmaskError as error:
-                result = _failure(job, error)
+            except (EmaskError, MemoryError) as error:
+                result = _failure(job, _afresh(error))
         results.append(result)
         written.append(copy)
     # what was written is decoded again and searched afresh, so that the report is about the file and not the intention
-    copies = [copy for copy in written if copy is not None]
-    found = iter(work.detector.detect([copy.pixels for copy in copies]))
+    found = iter(_each([copy.pixels for copy in written if copy is not None], work.detector.detect))
     finished: list[FileResult] = []
     for job, photo, change, copy, result in zip(held.jobs, held.photos, changed, written, results, strict=True):
         if copy is not None:
-            result = FileResult(
-                job.source_name,
-                job.output_name,
-                "done",
-                width=photo.pixels.shape[1],
-                height=photo.pixels.shape[0],
-                faces=work.measure(photo, change, copy, next(found)),
-            )
+            assert not isinstance(change, EmaskError)
+            result = _measured(job, photo, change, copy, next(found), work)
         assert result is not None
         finished.append(result)
     return finished
+
+
+def _measured(
+    job: Job, photo: Photo, change: ChangedPhoto, copy: Photo, found: Sequence[Face] | EmaskError, work: Work
+) -> FileResult:
+    """The result of a photo that was written; a failure where it cannot be told what it shows."""
+    if isinstance(found, EmaskError):
+        faces: tuple[FaceProtection | FaceErasure, ...] | EmaskError = found
+    else:
+        (faces,) = _each([found], lambda one: [work.measure(photo, change, copy, one[0])])
+    height, width = photo.pixels.shape[:2]
+    if isinstance(faces, EmaskError):
+        message = f"{job.output_name} was written, but not measured: {faces.message}"
+        return FileResult(
+            job.source_name, job.output_name, "failed", message, faces.hint, faces.exit_code, width, height
+        )
+    return FileResult(job.source_name, job.output_name, "done", width=width, height=height, faces=faces)
+
+
+def _each(items: Sequence[S], run: Callable[[Sequence[S]], Sequence[T]]) -> list[T | EmaskError]:
+    """What `run` makes of the items: of all together or, where memory runs out or the GPU fails, of one at a time.
+
+    Returns:
+        One entry per item, in order; in the place of one that fails even by itself, the error.
+
+    Raises:
+        ModelError: the model cannot be run, whatever the photo.
+    """
+    try:
+        return list(run(items))
+    except ModelError:
+        raise
+    except (EmaskError, MemoryError) as error:
+        failure = _afresh(error)
+    if len(items) > 1:
+        gc.collect()  # the error's traceback, which may be in a circle with it, holds on to what filled the memory
+    return [failure] if len(items) == 1 else [one for item in items for one in _each([item], run)]
+
+
+def _afresh(error: EmaskError | MemoryError) -> EmaskError:
+    """The same error for the report, without the traceback, which holds on to whole photos."""
+    told = error if isinstance(error, EmaskError) else device_failure(error)
+    assert told is not None
+    again = EmaskError(told.message, told.hint)
+    again.exit_code = told.exit_code
+    return again
 
 
 def _write(job: Job, photo: Photo, change: ChangedPhoto, writing: Writing) -> Photo:

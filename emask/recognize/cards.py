@@ -10,6 +10,7 @@ from typing import Any
 
 from emask.errors import ModelError
 from emask.face.align import INNER
+from emask.recognize.thresholds import rate_key
 
 # Name of the file that holds the cards of all recognizers in a folder.
 FOLDER_CARDS = "recognizers.json"
@@ -68,7 +69,7 @@ def parse_card(entry: Mapping[str, Any], file: Path) -> Card:
             size=(height, width),
             mean=_triple(entry["mean"]),
             std=std,
-            thresholds={str(k): float(v) for k, v in dict(entry.get("threshold", {})).items()},
+            thresholds={rate_key(float(k)): float(v) for k, v in dict(entry.get("threshold", {})).items()},
             fold=str(entry.get("fold", "")),
             sha256=str(entry.get("sha256", "")),
         )

@@ -3,7 +3,8 @@
     python -m emask.train.ablation --data DIR --recognizers DIR --preset small --run runs/ablation [--seeds 0 1 2]
 
 Every variant begins with the same stage 1, draws from the same seed and makes as many steps. Judged by `Validation`:
-people and recognizers that are in no training, targets never trained, another photo of the target.
+people and recognizers that are in no training. The target is the preset's: `small` ends with one built-in target, of
+which the picture trained on judges; with people as targets it is people never trained, and another photo of them.
 """
 
 from __future__ import annotations

@@ -16,13 +16,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from emask import images
 from emask.cli.app import main
+from emask.cli.console import stopped
 from emask.cli.files import open_streams
-from emask.errors import ImageError, UsageError
+from emask.errors import ImageError, ModelError, UsageError
 from emask.paths import Job
 
 
@@ -199,6 +201,11 @@ REFUSED = [
     (["protect", "-", "--target", "tgt.jpg", "-o", "tgt.jpg", "--force"], 2, "overwrite an original"),
     (["protect", "empty"], 2, "no photos in"),
     (["protect"], 2, ""),
+    (["protect", ""], 2, "is empty"),
+    (["protect", "photos", "-o", ""], 2, "is empty"),
+    (["protect", "photos/sub/face.jpg", "-o", "out.gif"], 2, "keep their format"),
+    (["protect", "-", "-o", "out.gif"], 2, "keep their format"),
+    (["protect", "photos", "-o", "out.jpg"], 2, "keep their format"),
     (["protect", "photos", "--target", "nobody.jpg"], 2, "no such target"),
     (["protect", "photos", "--target", "nobody"], 2, "no such target"),
     (["protect", "photos", "--target", "two.png"], 2, "2 faces"),
@@ -312,6 +319,15 @@ def test_closed_streams(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_streams([Job(None, None)], "-")
 
 
+def test_closed_standard_error(work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `2>&-` leaves it: what belongs there does not go to standard output, which carries the product."""
+    for arguments, code in ((["protect", "nowhere.jpg"], 2), (["protect", "photos", "--json"], 0)):
+        monkeypatch.setattr(sys, "stderr", None)
+        assert main(arguments) == code
+        out = capsys.readouterr().out
+        assert not out if code else json.loads(out)["summary"]["done"] == 1
+
+
 def test_the_shipped_recognizer_has_a_name(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +347,26 @@ def test_the_shipped_recognizer_has_a_name(
     assert "lists no recognizer" in capsys.readouterr().err
 
 
+def test_a_public_key_is_called_so(
+    work: Path, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file is called; the twins are a manifest that says nothing, and another restorer."""
+    shutil.copytree(models, work / "models")
+    monkeypatch.setenv("EMASK_MODELS_DIR", str(work / "models"))
+    shutil.copy(work / "models/restorer.onnx", work / "key.onnx")
+    erase = ["erase", "tgt.jpg", "--force", "--key", "key.onnx"]
+    assert main(erase) == 0 and "public" not in capsys.readouterr().err
+    manifest = json.loads((work / "models/manifest.json").read_text())
+    manifest["models"]["restorer"]["public"] = True
+    (work / "models/manifest.json").write_text(json.dumps(manifest))
+    assert main(erase) == 0
+    assert "note: key.onnx is a public demonstration key" in capsys.readouterr().err
+    other = onnx.load(work / "key.onnx")
+    other.doc_string = "another file"
+    onnx.save(other, work / "key.onnx")
+    assert main(erase) == 0 and "public" not in capsys.readouterr().err
+
+
 def test_earlier_results_are_worked_on_only_where_that_makes_sense(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,15 +383,98 @@ def test_earlier_results_are_worked_on_only_where_that_makes_sense(
     assert (work / "out/protected/sub/face.jpg").is_file()
 
 
-def test_memory_that_runs_out_is_one_line(
+def test_memory_that_runs_out_is_one_photos_failure(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
-        raise MemoryError
+    """That of the photo it runs out for; where it does for each, the exit code tells."""
+    from emask.pipeline.protect import paste_change
 
-    monkeypatch.setattr("emask.pipeline.protect.paste_change", fail)
+    Image.open("tgt.jpg").resize((300, 300)).save("photos/large.jpg")
+    limit = 260
+
+    def paste(pixels: np.ndarray, *rest: object) -> np.ndarray:
+        if len(pixels) > limit:
+            raise MemoryError
+        return paste_change(pixels, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("emask.pipeline.protect.paste_change", paste)
     assert main(["protect", "photos"]) == 1
-    assert capsys.readouterr().err.startswith("error: out of memory\nhint: ")
+    captured = capsys.readouterr()
+    assert f"error: {Path('photos/large.jpg')}: out of memory\nhint: " in captured.err
+    assert "1 protected, 1 without a face, 1 failed" in captured.out
+    assert list(snapshot(work / "protected")) == [str(Path("sub/face.jpg"))]
+    limit = 0
+    assert main(["protect", "photos", "--force"]) == 1
+    assert "0 protected, 1 without a face, 2 failed" in capsys.readouterr().out
+
+
+# where a run with one photo that failed is stopped, what by, the exit code, and what is said
+STOPS = [
+    ("emask.weights.thresholds", MemoryError(), 1, "out of memory"),
+    ("emask.weights.thresholds", PermissionError(13, "Permission denied", "here"), 1, "here: Permission denied"),
+    ("emask.weights.thresholds", ModelError("no thresholds"), 5, "no thresholds"),
+    ("emask.weights.thresholds", KeyboardInterrupt(), 130, "interrupted"),
+    ("emask.pipeline.batch.encode_photo", KeyboardInterrupt(), 130, "interrupted"),
+]
+
+
+@pytest.mark.parametrize(("place", "error", "code", "said"), STOPS, ids=["memory", "file", "model", "start", "Ctrl-C"])
+def test_what_stops_a_run_is_a_document_too(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    place: str, error: BaseException, code: int, said: str,
+) -> None:  # fmt: skip
+    """With what was told of before; the twin is a broken pipe, which nobody reads from."""
+    (work / "photos/a.jpg").write_text("no picture")
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, stop)
+    assert main(["protect", "photos", "--json"]) == code
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["version"] == 1 and document["command"] == "protect"
+    told = [("a.jpg", "failed")] if "batch" in place else []
+    assert [(Path(file["source"]).name, file["status"]) for file in document["files"]] == told
+    assert document["summary"]["exit_code"] == code and said in document["summary"]["error"]["message"]
+    assert captured.err.count(f"error: {said}") == 1
+    error = BrokenPipeError()
+    assert main(["protect", "photos", "--json"]) == 1
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "advised"),
+    [
+        ("protect photos", True), ("erase photos --key k", True), ("train --stage all", True),
+        ("train --stage=2", True), ("bench --data d -o out", True), ("bench --output=out", True),
+        ("", False), ("verify a b", False), ("train --stage refiner", False), ("train --stage=recognizer", False),
+        ("bench --data d", False), ("bench robustify -o out", False), ("export runs/default -o out", False),
+    ],
+)  # fmt: skip
+def test_resume_is_advised_where_it_is_an_option(words: str, advised: bool) -> None:
+    assert ("--resume" in stopped(KeyboardInterrupt(), words.split()).hint) == advised
+
+
+def test_nothing_is_replaced_in_a_folder_that_holds_the_photos(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has a result's name there may be an original. The twins: --resume, which replaces nothing; other folders."""
+    shutil.copy("tgt.jpg", "photos/face.jpg")
+    before = snapshot(work)
+    erase = ["erase", "photos/sub", "--key", "restorer", "-o", "photos", "--force"]
+    protect = ["protect", "photos/sub", "-o", "photos"]
+    for arguments in (protect, [*protect, "--force"], [*protect, "--force", "--resume"], erase):
+        assert main(arguments) == 2
+        assert "may be an original" in capsys.readouterr().err
+    assert main(["protect", "photos/sub", "-o", "photos", "--resume"]) == 0
+    assert snapshot(work) == before
+    assert main(["protect", "photos/sub", "-o", "photos/other"]) == 0
+    assert main(["protect", "photos/sub", "-o", "photos/other", "--force"]) == 0
+
+
+def test_a_link_to_itself_is_no_folder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "loop").symlink_to("loop")
+    assert main(["protect", "photos", "-o", "loop"]) == 1
+    assert "cannot write loop" in capsys.readouterr().err
 
 
 def test_links_to_folders_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,7 +548,8 @@ def test_interrupted_while_writing(
 
     monkeypatch.setattr(images.os, "fsync", stop)
     assert main(["protect", "photos"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.count("interrupted") == 1 and "hint: run again with --resume" in err
     assert snapshot(work / "protected") == {}
 
 

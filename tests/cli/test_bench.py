@@ -119,7 +119,11 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_writes_document_and_table(models: Path, data: Path, judges: Path, tmp_path: Path) -> None:
+def test_a_run_writes_document_and_table(
+    models: Path, data: Path, judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada").touch()  # is not the built-in target that nobody named
     arguments = ["--data", str(data), "--recognizers", str(judges), "--faces", "5", "--unseen-targets", "2"]
     arguments += ["--device", "cpu", "--json", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)

@@ -266,3 +266,27 @@ def test_out_of_memory_is_one_line(
     failing(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         engine.protect(crops, target, w=0.0, eps=EPS)
+
+
+def test_a_refiner_that_runs_out_of_memory_is_one_line(plain: Engine, models: Path, crops: np.ndarray) -> None:
+    """When it is opened and when a target is embedded; the twin: what is nobody's memory stays a program's error."""
+
+    class Failing(torch.nn.Module):
+        error: Exception | None = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.error is not None:
+                raise self.error
+            return x.flatten(1)[:, :4]
+
+    full, bug = RuntimeError("CUDA error: out of memory"), RuntimeError("shapes do not match")
+    other = Failing()
+    engine = RefiningEngine(plain, models / "recognizer.onnx", None, "cpu", refiner=other)
+    shown = np.ascontiguousarray(crops[:, :, SQUARE, SQUARE])
+    for error, kind, said in ((full, EmaskError, "^out of memory"), (bug, RuntimeError, "shapes")):
+        other.error = error
+        with pytest.raises(kind, match=said):
+            RefiningEngine(plain, models / "recognizer.onnx", None, "cpu", refiner=other)
+        for embed in (engine.embed_target, engine.embed_person):
+            with pytest.raises(kind, match=said):
+                embed(shown)

@@ -5,6 +5,7 @@ Not tested here: how well the shipped models protect or restore.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from PIL import Image
 
 from emask.attributes import choose, labels
 from emask.engine import Engine, ShippedRecognizer, open_engine, unit
-from emask.errors import NoFaceError, UsageError
-from emask.face.detect import Detector
+from emask.errors import EmaskError, ModelError, NoFaceError, UsageError
+from emask.face.detect import Detector, Face
 from emask.images import Photo, load_photo
 from emask.paths import Job, plan
 from emask.pipeline.batch import Protection, Writing, run_batch
 from emask.pipeline.erase import erase_photos
 from emask.pipeline.protect import (
+    ChangedPhoto,
     choose_faces,
     cut,
     match_faces,
@@ -237,3 +239,58 @@ def test_a_batch_keeps_its_order_in_small_chunks(
     np.testing.assert_array_equal(  # batching does not change a photo's result
         np.asarray(Image.open(tmp_path / "out/0.png")), np.asarray(Image.open(tmp_path / "out/4.png"))
     )
+
+
+class Faltering:
+    """A work that changes and finds nothing but a face in the corner, and fails as it is told."""
+
+    def __init__(self) -> None:
+        self.detector = self
+        self.changing = self.detecting = self.measuring = lambda photos: None  # each is handed the photos' pixels
+
+    def change(self, photos: list[Photo]) -> list[ChangedPhoto]:
+        self.changing([photo.pixels for photo in photos])
+        return [ChangedPhoto(photo.pixels, (CORNER,), np.zeros((1, 128, 128, 3), np.uint8)) for photo in photos]
+
+    def detect(self, photos: list[np.ndarray]) -> list[list[Face]]:
+        self.detecting(photos)
+        return [[CORNER] for _ in photos]
+
+    def measure(self, photo: Photo, *rest: object) -> tuple[FaceProtection, ...]:
+        self.measuring([photo.pixels])
+        return ()
+
+
+CORNER = Face(np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0)
+
+
+@pytest.mark.parametrize("step", ["changing", "detecting", "measuring"])
+@pytest.mark.parametrize("error", [MemoryError(), EmaskError("out of memory", "smaller"), EmaskError("the GPU failed")])
+def test_memory_that_runs_out_costs_one_photo(tmp_path: Path, step: str, error: Exception) -> None:
+    """The twins: what fails for several together is done one by one; a broken model ends the run."""
+    (tmp_path / "in").mkdir()
+    for number, width in enumerate((40, 60, 40)):
+        Image.new("RGB", (width, 40)).save(tmp_path / f"in/{number}.png")
+    work = Faltering()
+
+    def run(fail: Callable[[list[np.ndarray]], bool], name: str, error: Exception = error) -> list[FileResult]:
+        def falter(photos: list[np.ndarray]) -> None:
+            if fail(photos):
+                raise error
+
+        setattr(work, step, falter)
+        return list(run_batch(plan([str(tmp_path / "in")], str(tmp_path / name), "protected"), work, Writing()))
+
+    together = run(lambda photos: len(photos) > 1, "together")
+    assert [file.status for file in together] == ["done"] * 3
+    large = run(lambda photos: any(pixels.shape[1] == 60 for pixels in photos), "large")
+    assert [file.status for file in large] == ["done", "failed", "done"]
+    # what was written before it failed stays, and is told of
+    there, failed = tmp_path / "large/1.png", large[1]
+    assert there.exists() == (step != "changing") == (failed.output == str(there)) == ("not measured" in failed.message)
+    assert ("out of memory" in failed.message or "the GPU failed" in failed.message) and failed.exit_code == 1
+    every = run(lambda photos: True, "every")
+    assert [file.status for file in every] == ["failed"] * 3
+    assert RunResult("protect", tuple(every), "", 1.0).exit_code == 1
+    with pytest.raises(ModelError):
+        run(lambda photos: True, "broken", ModelError("broken"))

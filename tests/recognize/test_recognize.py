@@ -94,7 +94,7 @@ def test_card_from_the_folder(tmp_path: Path) -> None:
     "change",
     [
         {"size": [112, 113]}, {"size": "big"}, {"mean": [1, 2]}, {"std": [1, 0, 1]}, {"std": None},
-        {"threshold": {"0.1": "x"}},
+        {"threshold": {"0.1": "x"}}, {"threshold": {"eer": 0.3}},
         {"input_name": "image"}, {"size": [112, 112]},
     ],
 )  # fmt: skip
@@ -103,6 +103,11 @@ def test_wrong_cards_are_model_errors(tmp_path: Path, change: dict) -> None:
     (tmp_path / "r.json").write_text(json.dumps({**CARD, **change}))
     with pytest.raises(ModelError):
         load_recognizer(str(tmp_path / "r.onnx"), device="cpu")
+
+
+def test_a_rate_has_one_spelling(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({**CARD, "threshold": {"1e-2": 0.25, "0.10": 0.1}}))
+    assert find_card(tmp_path / "r.onnx").thresholds == {"0.01": 0.25, "0.1": 0.1}
 
 
 def test_missing_and_damaged_files_are_model_errors(tmp_path: Path) -> None:
