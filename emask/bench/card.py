@@ -193,11 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     texts = [path for path in options.files if path.suffix != ".json"]
     if not runs or not texts:
         raise UsageError("a bench.json and a file to fill are needed", "see --help")
-    blocks = {"recognizer": recognizer_table(weights.manifest()["models"]["recognizer"])}
+    recognizer = weights.manifest()["models"]["recognizer"]
+    blocks = {"recognizer": recognizer_table(recognizer)} if "true_accept" in recognizer else {}  # once it is measured
     compared: dict[str, Mapping[str, Any]] = {}
     for path in runs:
         document = read(path)
         with damage(path):
+            if "strength" not in document["settings"]:
+                raise UsageError(f"{path} is of {document['settings']['method']}, not of emask", "name a run of emask")
             if document["default_target"] is not None:
                 blocks["bench"] = bench_table(document)
             elif document["unseen"] and document["settings"]["strength"] not in compared:
