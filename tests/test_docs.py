@@ -154,9 +154,11 @@ def test_the_readme_has_both_commands_and_the_check_runs_them() -> None:
 
 
 def test_the_readme_shows_the_table_of_the_bench() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- bench:begin -->") == text.count("<!-- bench:end -->") == 1
-    assert text.index("<!-- bench:begin -->") < text.index("<!-- bench:end -->")
+    for name, block in (("README.md", "strengths"), ("models/README.md", "strengths"), ("models/README.md", "bench")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
+        assert text.count(begin) == text.count(end) == 1
+        assert text[text.index(begin) : text.index(end)].count("\n|") > 5  # and it is filled
 
 
 def test_example_photos_are_explained() -> None:
