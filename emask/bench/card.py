@@ -24,13 +24,11 @@ from emask.images import write_bytes
 
 FAR = "0.01"
 FARS = ("0.01", "0.001")
-PROTECTION = {
+FIGURES = {
     "impersonation_given": "the target, the photo given",
     "impersonation_other": "the target, another photo",
     "dodging_other": "not the owner, another photo",
     "dodging_same": "not the owner, the same photo",
-}
-ERASING = {
     "reverified_other": "erased: the owner again, another photo",
     "erased": "erased: not the target (ESR)",
 }
@@ -39,12 +37,12 @@ ERASING = {
 def _photos(document: Mapping[str, Any]) -> str:
     """Photos and settings of a run, so that no figure is read as one of other settings."""
     settings = document["settings"]
-    budget = f", eps {settings['eps']:g}, {settings['refine']} steps of refining" if "eps" in settings else ""
+    budget = f"eps {settings['eps']:g}, {settings['refine']} steps of refining"
     given = settings.get("target_photos", 1)
     targets = f"; targets given by {given} photos each" if given > 1 else ""
     return (
         f"{document['faces']} photos of people no training saw, saved as JPEG of quality {settings['quality']}, "
-        f"strength `{settings['strength']}`{budget}{targets}."
+        f"strength `{settings['strength']}`, {budget}{targets}."
     )
 
 
@@ -119,7 +117,7 @@ def strength_tables(document: Mapping[str, Any]) -> str:
     lines = [_photos(document), f"Face region: {_nearness('unseen targets', document['unseen'], document)}.", ""]
     for far in FARS:
         rows = []
-        for figure, title in {**PROTECTION, **ERASING}.items():
+        for figure, title in FIGURES.items():
             if any(figure not in own for own in judges.values()):
                 continue
             cells = [
@@ -137,7 +135,7 @@ def strengths_table(documents: Sequence[Mapping[str, Any]]) -> str:
     found = [_unseen(document) for document in documents]
     erased = [document["erasing"].get("unseen targets") for document in documents]
     rows = [["protected face region", *(_decibels(document["unseen"]["after_jpeg"]) for document in documents)]]
-    for figure, title in {**PROTECTION, **ERASING}.items():
+    for figure, title in FIGURES.items():
         for far in FARS:
             if any(figure not in own for judges in found for own in judges.values()):
                 continue

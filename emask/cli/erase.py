@@ -53,7 +53,7 @@ def erase(
         emask erase seen.jpg --key restorer.onnx --reference owner.jpg -o out/
     """
     with reporting("erase", as_json):
-        from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
+        from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout, refuse_originals
         from emask.errors import UsageError
         from emask.paths import is_there, plan
         from emask.pipeline.batch import Erasure, Writing
@@ -73,6 +73,8 @@ def erase(
         jobs = plan(paths, output, "erased", keep=[restorer, *owner], leave_out=("erased",), tell=note)
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
+        if force or not resume:  # with --resume alone, what is there stays
+            refuse_originals(jobs)
 
         from emask.engine import ShippedRecognizer, open_engine
         from emask.images import load_photo

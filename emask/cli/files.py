@@ -96,13 +96,7 @@ def execute(
     *,
     as_json: bool,
 ) -> int:
-    """Run a batch, show each result as it comes and the summary at the end; the exit code.
-
-    Raises:
-        UsageError: see `refuse_originals`.
-    """
-    if writing.force or not writing.resume:  # with --resume alone, what is there stays
-        refuse_originals(jobs)
+    """Run a batch, show each result as it comes and the summary at the end; the exit code."""
     from emask.pipeline.batch import run_batch, timed
 
     with Report(len(jobs), as_json=as_json, to_stderr=any(job.output is None for job in jobs)) as report:

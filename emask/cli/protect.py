@@ -92,7 +92,7 @@ def protect(
     """
     with reporting("protect", as_json):
         from emask.attributes import choose, labels
-        from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout
+        from emask.cli.files import check_writable, execute, open_streams, refuse_json_on_stdout, refuse_originals
         from emask.paths import plan
         from emask.pipeline.batch import Protection, Writing
         from emask.pipeline.protect import choose_faces
@@ -112,6 +112,8 @@ def protect(
         refuse_target_folder(jobs, target or ())
         refuse_json_on_stdout(jobs, as_json)
         check_writable(jobs)
+        if force or not resume:  # with --resume alone, what is there stays
+            refuse_originals(jobs)
         w, eps = figures(strength.value)
         steps = refinement(strength.value) if refine is None else refine
 
